@@ -1,0 +1,1 @@
+"""Adapters: one file a decoder family, installed as neuro_lens.adapters."""

@@ -1,0 +1,1 @@
+"""Taps of the torch_brain decoders."""

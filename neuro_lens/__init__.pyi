@@ -1,0 +1,19 @@
+from .ablation import ablation_study as ablation_study
+from .ablation import feature_groups as feature_groups
+from .activations import ActivationStore as ActivationStore
+from .activations import harvest as harvest
+from .base import Batch as Batch
+from .base import NeuroLensError as NeuroLensError
+from .base import Task as Task
+from .hooks import HookedDecoder as HookedDecoder
+from .hooks import hook_model as hook_model
+from .hooks import register_decoder as register_decoder
+from .saes import evaluate_sae as evaluate_sae
+from .saes import load_sae as load_sae
+from .saes import train_sae as train_sae
+from .studies import run_study as run_study
+from .tuning import probe as probe
+from .tuning import significant as significant
+from .tuning import tune as tune
+
+__version__: str

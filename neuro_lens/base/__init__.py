@@ -1,0 +1,45 @@
+"""What every room shares: batches, tasks, errors, files, progress and cells."""
+
+from .batch import Batch, as_batch
+from .cells import Cell, run_cells
+from .errors import NeuroLensError, check_choice, nearest
+from .files import (
+    atomic_folder,
+    atomic_write,
+    hash_json,
+    hash_module,
+    hash_tensors,
+    provenance,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from .metrics import accuracy, log_loss
+from .progress import progress, track
+from .task import Task
+
+__all__ = [
+    "Batch",
+    "Cell",
+    "NeuroLensError",
+    "Task",
+    "accuracy",
+    "as_batch",
+    "atomic_folder",
+    "atomic_write",
+    "check_choice",
+    "hash_json",
+    "hash_module",
+    "hash_tensors",
+    "log_loss",
+    "nearest",
+    "progress",
+    "provenance",
+    "read_json",
+    "read_table",
+    "run_cells",
+    "track",
+    "write_json",
+    "write_table",
+]

@@ -1,0 +1,76 @@
+"""Cells: work named by the hash of what determines it, so that resuming is skipping what exists."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_folder, hash_json, write_json
+from .progress import track
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work: a command and the parameters that determine its result.
+
+    Attributes
+    ----------
+    command : str
+        ``"package.module:function"``; called as ``function(folder, **params)``, it writes its
+        result into ``folder``.
+    params : dict
+        JSON-able; the cell's name is the hash of command and parameters.
+    """
+
+    command: str
+    params: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's folder: the function's name and the hash."""
+        return f"{self.command.rsplit(':', 1)[1]}-{hash_json([self.command, self.params])}"
+
+    def to_json(self) -> str:
+        """Return the cell as one line of JSON, the form in which executors hand it over."""
+        return json.dumps({"command": self.command, "params": self.params})
+
+
+def run_cell(cell_json: str, out: str) -> str:
+    """Run one cell into ``out/<its name>`` unless that exists; return the folder."""
+    cell = Cell(**json.loads(cell_json))
+    folder = Path(out) / cell.name
+    if not folder.exists():
+        module, function = cell.command.split(":")
+        with atomic_folder(folder) as part:
+            getattr(importlib.import_module(module), function)(part, **cell.params)
+            write_json(part / "cell.json", {"command": cell.command, "params": cell.params})
+    return str(folder)
+
+
+def run_cells(
+    cells: Sequence[Cell], out: str | Path, workers: int = 1, description: str = "cells"
+) -> list[Path]:
+    """Run cells, skipping those that exist, and return their folders in order.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    out : path
+        Folder that holds a folder a cell.
+    workers : int
+        Processes; 1 runs in this one.
+    description : str
+        Beside the progress bar.
+    """
+    jobs = [cell.to_json() for cell in cells]
+    if workers <= 1 or len(jobs) <= 1:
+        return [Path(run_cell(job, str(out))) for job in track(jobs, description)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        done = pool.map(run_cell, jobs, [str(out)] * len(jobs))
+        return [Path(folder) for folder in track(done, description, len(jobs))]
