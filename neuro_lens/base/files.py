@@ -126,7 +126,9 @@ def hash_module(module: torch.nn.Module) -> str:
     state = module.state_dict()
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     rest = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-    return hash_tensors(tensors, [type(module).__name__, {k: dict(v) if v else v for k, v in rest.items()}])
+    return hash_tensors(
+        tensors, [type(module).__name__, {k: dict(v) if v else v for k, v in rest.items()}]
+    )
 
 
 def provenance(**extra: Any) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""Decoder folders (safetensors and JSON), and the published Lightning checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base import NeuroLensError, atomic_folder, check_choice, hash_module, read_json, write_json
+from .calcium_poyo_plus import CalciumPOYOPlus
+
+CLASSES = {"CalciumPOYOPlus": CalciumPOYOPlus}
+VOCABULARIES = ("unit_emb", "session_emb")
+
+
+def save_decoder(decoder: nn.Module, folder: str | Path, **notes: Any) -> str:
+    """Write ``decoder.safetensors`` and ``decoder.json`` into ``folder`` and return the hash.
+
+    Parameters
+    ----------
+    decoder : CalciumPOYOPlus
+    folder : path
+        Made where it is missing; an existing decoder in it is replaced whole.
+    **notes
+        JSON-able facts kept beside the arguments, such as the training's settings.
+    """
+    from safetensors.torch import save_file
+
+    check_choice("decoder class", type(decoder).__name__, CLASSES)
+    digest = hash_module(decoder)
+    tensors = {
+        k: v.contiguous() for k, v in decoder.state_dict().items() if isinstance(v, torch.Tensor)
+    }
+    with atomic_folder(folder) as part:
+        save_file(tensors, part / "decoder.safetensors")
+        write_json(
+            part / "decoder.json",
+            {
+                "class": type(decoder).__name__,
+                "arguments": decoder.arguments,
+                "vocabularies": {n: list(getattr(decoder, n).vocab)[1:] for n in VOCABULARIES},
+                "hash": digest,
+                "notes": notes,
+            },
+        )
+    return digest
+
+
+def load_decoder(folder: str | Path) -> nn.Module:
+    """Read a decoder folder, in eval mode.
+
+    Raises
+    ------
+    NeuroLensError
+        For a missing, truncated or altered folder.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "decoder.json").exists():
+        raise NeuroLensError(
+            f"{folder} is no decoder folder: it lacks decoder.json; "
+            "give a folder that save_decoder wrote"
+        )
+    card = read_json(folder / "decoder.json")
+    check_choice("decoder class", card.get("class"), CLASSES)
+    decoder = CLASSES[card["class"]](**card["arguments"])
+    try:
+        state: dict[str, Any] = dict(load_file(folder / "decoder.safetensors"))
+    except (SafetensorError, OSError) as error:
+        raise NeuroLensError(
+            f"{folder / 'decoder.safetensors'} cannot be read ({error}); write the decoder anew"
+        ) from None
+    for name in VOCABULARIES:
+        getattr(decoder, name).initialize_vocab(card["vocabularies"][name])
+        state[f"{name}.vocab"] = dict(getattr(decoder, name).vocab)
+    decoder.load_state_dict(state)
+    if hash_module(decoder) != card["hash"]:
+        raise NeuroLensError(
+            f"the decoder in {folder} is not the one that was saved there: weights and "
+            "decoder.json differ; write it anew"
+        )
+    return decoder.eval()
+
+
+def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
+    """Load the weights of a published Lightning checkpoint into ``decoder``.
+
+    The state lies under ``state_dict`` with the prefix ``model.``. Units and recordings come with
+    the checkpoint: a decoder without vocabularies takes the checkpoint's.
+
+    Parameters
+    ----------
+    path : path
+        Read with ``weights_only=True``: nothing in it is executed.
+    decoder : CalciumPOYOPlus
+        Built with the checkpoint's sizes.
+
+    Raises
+    ------
+    NeuroLensError
+        For a file that is missing, broken, holds classes that only unpickling could make, or does
+        not fit the decoder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NeuroLensError(f"there is no checkpoint {path}; check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise NeuroLensError(
+            f"{path} holds objects that are not weights ({_first_class(str(error))}) and loading "
+            "them would run code; save its state_dict alone with torch.save"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise NeuroLensError(
+            f"{path} is no readable checkpoint ({str(error).splitlines()[0]}); fetch it again"
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    state = {k.removeprefix("model."): v for k, v in state.items()}
+    if "unit_emb.weight" not in state:
+        raise NeuroLensError(
+            f"{path} has no weight 'model.unit_emb.weight'; expected a POYO+ checkpoint"
+        )
+    try:
+        decoder.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise NeuroLensError(
+            f"{path} does not fit the decoder ({lines[min(1, len(lines) - 1)]}); "
+            "build it with the checkpoint's sizes and readouts"
+        ) from None
+    return decoder.eval()
+
+
+def _first_class(message: str) -> str:
+    """Return the class that torch names in its refusal."""
+    words = message.replace(",", " ").split()
+    named = [w for w in words if "." in w and w[0].isalpha() and w.replace(".", "").isidentifier()]
+    foreign = [w for w in named if not w.startswith(("torch.", "numpy."))]
+    return (foreign or named or ["an unknown class"])[0]
