@@ -1,0 +1,192 @@
+"""The study: its fields and their defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Architecture = Literal["batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka"]
+
+
+class _Fields(BaseModel):
+    """Fields of a study file; others are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Recordings(_Fields):
+    """Where the recordings come from and how they are cut into windows.
+
+    Attributes
+    ----------
+    source : str
+        ``sur_v1``, ``allen_events``, or a folder of torch_brain ``.h5`` files.
+    simulate : dict, optional
+        Arguments of `neuro_lens.recordings.simulate`, in place of ``source``.
+    window : (float, float)
+        Start and end of a window in seconds, relative to the start of its trial.
+    pool : int
+        Consecutive samples averaged into one.
+    """
+
+    source: Name = "sur_v1"
+    simulate: dict[str, Any] | None = None
+    window: tuple[float, float] = (0.0, 2.0)
+    pool: Count = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> Recordings:
+        if self.simulate is not None and "source" in self.model_fields_set:
+            raise ValueError("holds both source and simulate, but one of them is expected")
+        if self.window[1] <= self.window[0]:
+            raise ValueError(
+                f"has the window {list(self.window)}, but its end must come after its start"
+            )
+        return self
+
+
+class Decoder(_Fields):
+    """Shape of the decoder and how it is trained.
+
+    Attributes
+    ----------
+    dim, depth, dim_head, cross_heads, self_heads, num_latents_per_step : int
+        See `neuro_lens.decoders.CalciumPOYOPlus`.
+    latent_step : float
+        Time between latents in seconds.
+    ffn_dropout, lin_dropout, atn_dropout : float
+        Dropout in feed-forward networks, on branches, and of attention.
+    steps, batch_size : int
+        Training steps and windows a step.
+    lr, weight_decay : float
+        AdamW's.
+    unit_dropout : float
+        Largest share of units left out of a training window.
+    noise : float
+        Standard deviation of the noise added to a training window, in standard deviations of
+        the unit.
+    """
+
+    dim: Count = 64
+    depth: Count = 2
+    dim_head: Count = 32
+    cross_heads: Count = 2
+    self_heads: Count = 2
+    num_latents_per_step: Count = 8
+    latent_step: Positive = 0.25
+    ffn_dropout: Fraction = 0.2
+    lin_dropout: Fraction = 0.2
+    atn_dropout: Fraction = 0.0
+    steps: Count = 1500
+    batch_size: Count = 48
+    lr: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    unit_dropout: Fraction = 0.7
+    noise: Annotated[float, Field(ge=0)] = 0.3
+
+
+class Dictionary(_Fields):
+    """The sparse autoencoders: one for each hook.
+
+    Attributes
+    ----------
+    hooks : list of str
+        Hook points; ``blocks.-1`` is the last block.
+    architecture : str
+        An architecture of `neuro_lens.train_sae`.
+    d_sae, k, steps : int
+        Number of features, features active at a position, training steps.
+    """
+
+    hooks: Annotated[list[Name], Field(min_length=1)] = [
+        "blocks.-1.hook_resid_post",
+        "dec.hook_resid_post",
+    ]
+    architecture: Architecture = "batchtopk"
+    d_sae: Count = 256
+    k: Count = 8
+    steps: Count = 4000
+
+    @model_validator(mode="after")
+    def _check(self) -> Dictionary:
+        if self.k > self.d_sae:
+            raise ValueError(f"has k {self.k} of d_sae {self.d_sae} features; make k smaller")
+        return self
+
+
+class Tuning(_Fields):
+    """Which variables the features are tested for.
+
+    Attributes
+    ----------
+    variables : list of str
+        Variables of the trials.
+    alpha : float
+        Level of the corrected p.
+    permutations : int
+        Most permutations of a test.
+    between : list of str
+        Variables of the animals, tested once over all splits of them.
+    """
+
+    variables: Annotated[list[Name], Field(min_length=1)] = ["direction", "orientation"]
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    permutations: Count = 9999
+    between: list[Name] = ["genotype"]
+
+
+class Ablation(_Fields):
+    """What is removed while the decoder decodes, and what that is compared with.
+
+    Attributes
+    ----------
+    hook : str
+        One of the hooks that have an SAE.
+    variable : str
+        The variable whose features are removed, one of the tuning's variables.
+    n_features : int
+        Features removed for each value of the variable.
+    recordings : "best" or list of str
+        Recordings whose trials are tested; ``best`` is the one decoded best on `select`.
+    controls : int
+        Random sets.
+    negative : str, optional
+        A recording that carries nothing: features chosen on it must do nothing.
+    decision_hook : str, optional
+        The readout's input, shown apart as the decision.
+    """
+
+    hook: Name = "blocks.-1.hook_resid_post"
+    variable: Name = "direction"
+    n_features: Count = 6
+    recordings: Literal["best"] | Annotated[list[Name], Field(min_length=1)] = "best"
+    controls: Count = 999
+    negative: Name | None = None
+    decision_hook: Name | None = "hook_readout_in"
+
+
+class Study(_Fields):
+    """A study: recordings, a decoder, its dictionaries, their tuning and its ablation.
+
+    Attributes
+    ----------
+    name : str
+        Title of the report.
+    seeds : list of int
+        One decoder and one set of dictionaries a seed.
+    recordings, decoder, sae, tuning, ablation
+        The stages.
+    """
+
+    name: Name
+    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)] = [0]
+    recordings: Recordings = Recordings()
+    decoder: Decoder = Decoder()
+    sae: Dictionary = Dictionary()
+    tuning: Tuning = Tuning()
+    ablation: Ablation = Ablation()
