@@ -83,7 +83,7 @@ def test_a_file_that_is_no_mapping_says_so(tmp_path):
 
 
 def test_a_missing_or_binary_file_says_so(tmp_path):
-    with pytest.raises(NeuroLensError, match="there is no study file .*nowhere.yaml"):
+    with pytest.raises(NeuroLensError, match=r"there is no study file .*nowhere\.yaml"):
         load_study(tmp_path / "nowhere.yaml")
     with pytest.raises(NeuroLensError, match="there is no study file"):
         load_study(tmp_path)
@@ -93,5 +93,5 @@ def test_a_missing_or_binary_file_says_so(tmp_path):
 
 
 def test_a_mapping_is_checked_like_a_file():
-    with pytest.raises(NeuroLensError, match="the study: unknown field 'sae.kk'"):
+    with pytest.raises(NeuroLensError, match=r"the study: unknown field 'sae\.kk'"):
         load_study({"name": "a", "sae": {"kk": 3}})
