@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from neuro_lens.base import Cell, run_cells
+
+RUNS = []
+
+
+def square(folder: Path, n: int) -> None:
+    """Write n squared; negative n fails after having written something."""
+    (folder / "result").write_text(str(n * n))
+    RUNS.append(n)
+    if n < 0:
+        raise RuntimeError("negative")
+
+
+def cells(*numbers):
+    return [Cell(f"{__name__}:square", {"n": n}) for n in numbers]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this())
+    RUNS.clear()
+
+
+def _this():
+    import types
+
+    module = types.ModuleType(__name__)
+    module.square = square
+    return module
+
+
+def test_cells_run_once_and_are_skipped_after(tmp_path):
+    first = run_cells(cells(2, 3), tmp_path)
+    assert [f.joinpath("result").read_text() for f in first] == ["4", "9"]
+    again = run_cells(cells(3, 4, 2), tmp_path)
+    assert RUNS == [2, 3, 4]
+    assert again[0] == first[1]
+
+
+def test_a_cell_that_fails_leaves_nothing_and_keeps_the_others(tmp_path):
+    with pytest.raises(RuntimeError, match="negative"):
+        run_cells(cells(5, -1), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [cells(5)[0].name]
+
+
+def test_a_name_follows_from_what_determines_the_result():
+    a, b = cells(1, 2)
+    assert a.name != b.name
+    assert a.name == cells(1)[0].name
