@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,5 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
 
 def _first_class(message: str) -> str:
     """Return the class that torch names in its refusal."""
-    words = message.replace(",", " ").split()
-    named = [w for w in words if "." in w and w[0].isalpha() and w.replace(".", "").isidentifier()]
-    foreign = [w for w in named if not w.startswith(("torch.", "numpy."))]
-    return (foreign or named or ["an unknown class"])[0]
+    named = re.search(r"GLOBAL (\S+)", message)
+    return named[1] if named else "an unknown class"

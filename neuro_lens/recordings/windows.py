@@ -226,7 +226,7 @@ def trial_table(recording: Any, recording_id: str, trials: str) -> pd.DataFrame:
     interval = getattr(recording, trials)
     start = np.asarray(interval.start)
     columns: dict[str, Any] = {}
-    for key in interval.keys():
+    for key in interval.keys():  # noqa: SIM118
         value = np.asarray(getattr(interval, key))
         if key in ("start", "end", "timestamps", "split") or key.endswith("_id") or value.ndim != 1:
             continue
@@ -318,7 +318,7 @@ def _slice(
     index = int(row.trial.rsplit("/", 1)[1])
     fields = {
         k: np.asarray(getattr(whole, k))[[index]]
-        for k in whole.keys()
+        for k in whole.keys()  # noqa: SIM118
         if k not in ("start", "end", "timestamps")
     }
     one = Interval(

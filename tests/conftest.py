@@ -1,0 +1,76 @@
+"""Recordings and decoders that several rooms are tested with."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuro_lens.decoders import PUBLISHED_READOUTS, CalciumPOYOPlus
+from neuro_lens.recordings.layout import build_recording, split_domains, write_recording
+
+
+@pytest.fixture(scope="session")
+def grating_recordings(tmp_path_factory):
+    """Two recordings of 6 and 9 units that tell eight directions with little noise."""
+    from torch_brain.datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    for rid, n_units in (("a", 6), ("b", 9)):
+        direction = np.tile(np.arange(8) * 45.0, 8)
+        start = 1.0 + 3.0 * np.arange(64)
+        traces = 0.3 * rng.standard_normal((64 * 24, n_units))
+        preferred = rng.uniform(0, 360, n_units)
+        drive = np.exp(2 * np.cos(np.deg2rad(direction[:, None] - preferred)) - 2)
+        for i in range(64):
+            traces[24 * i + 8 : 24 * i + 24] += drive[i]
+        trials = pd.DataFrame(
+            {
+                "start": start,
+                "end": start + 2.0,
+                "orientation": direction,
+                "block": np.repeat(np.arange(8), 8),
+            }
+        )
+        blocks = np.arange(8)
+        data = build_recording(
+            traces,
+            8.0,
+            [f"{rid}/{u}" for u in range(n_units)],
+            trials,
+            subject={"id": rid, "genotype": "control" if rid == "a" else "edited"},
+            session={"id": rid},
+            domains=split_domains(24.0 * blocks, 24.0 * (blocks + 1), blocks),
+            running=np.arange(len(traces), dtype=float),
+        )
+        write_recording(data, folder, rid)
+    return Dataset(folder)
+
+
+@pytest.fixture
+def small_decoder(grating_recordings):
+    import torch
+
+    torch.manual_seed(0)
+    name = "drifting_gratings_orientation"
+    decoder = CalciumPOYOPlus(
+        sequence_length=2.0,
+        latent_step=1.0,
+        num_latents_per_step=4,
+        dim=32,
+        depth=1,
+        dim_head=16,
+        cross_heads=1,
+        self_heads=2,
+        pool=4,
+        readout_specs={name: PUBLISHED_READOUTS[name]},
+        t_min=0.1,
+        t_max=8.0,
+    )
+    decoder.init_vocabs(grating_recordings)
+    return decoder
+
+
+@pytest.fixture
+def tokenizer(small_decoder):
+    """Return how the small decoder turns a slice of a recording into its inputs."""
+    return small_decoder.tokenize
