@@ -11,6 +11,8 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, atomic_write
 
+from .validate import recording_problem, torch_brain_module
+
 if TYPE_CHECKING:
     from torch_brain.data import Data, Interval
 
@@ -76,7 +78,7 @@ def build_recording(
     -------
     torch_brain.data.Data
     """
-    tb = torch_brain_data()
+    tb = torch_brain_module("data")
     traces = tb.RegularTimeSeries(
         df_over_f=np.asarray(traces_tn, dtype=np.float32), sampling_rate=float(sampling_rate)
     )
@@ -129,7 +131,7 @@ def grating_trials(trials: pd.DataFrame) -> Interval:
 def timed_interval(start: Any, end: Any, **fields: np.ndarray) -> Interval:
     """Return an Interval whose ``timestamps`` are the midpoints, as in the Allen files."""
     start, end = np.asarray(start, dtype=float), np.asarray(end, dtype=float)
-    return torch_brain_data().Interval(
+    return torch_brain_module("data").Interval(
         start=start,
         end=end,
         timestamps=(start + end) / 2,
@@ -147,7 +149,7 @@ def split_domains(start: np.ndarray, end: np.ndarray, block: np.ndarray) -> dict
         Seconds; sorted, without overlap.
     block : array of int, shape (n,)
     """
-    tb = torch_brain_data()
+    tb = torch_brain_module("data")
     parts = split_of_block(block)
     return {
         split: tb.Interval(start=start[parts == split], end=end[parts == split]).coalesce()
@@ -156,19 +158,16 @@ def split_domains(start: np.ndarray, end: np.ndarray, block: np.ndarray) -> dict
 
 
 def write_recording(data: Data, folder: str | Path, recording_id: str) -> str:
-    """Write ``<folder>/<recording_id>.h5``, whole or not at all, and return the id."""
+    """Write ``<folder>/<recording_id>.h5``, whole or not at all, and return the id.
+
+    Raises
+    ------
+    NeuroLensError
+        When the recording would not pass `check_recording`; nothing is written then.
+    """
     with atomic_write(Path(folder) / f"{recording_id}.h5") as part:
         data.save(part)
+        problem = recording_problem(part)
+        if problem:
+            raise NeuroLensError(f"recording {recording_id!r} was not written: {problem}")
     return recording_id
-
-
-def torch_brain_data() -> Any:
-    """Return the module ``torch_brain.data``, or say which extra brings it."""
-    try:
-        import torch_brain.data
-    except ModuleNotFoundError:
-        raise NeuroLensError(
-            "recordings are torch_brain files and torch_brain is not installed; "
-            "pip install 'neuro-lens[poyo]'"
-        ) from None
-    return torch_brain.data

@@ -1,0 +1,171 @@
+"""Check recordings before anything is computed from them, and load those that pass."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neuro_lens.base import NeuroLensError, check_choice, track
+
+if TYPE_CHECKING:
+    from torch_brain.datasets import Dataset
+
+DOMAINS = ("train_domain", "valid_domain", "test_domain")
+
+
+def load_recordings(
+    folder: str | Path, recording_ids: Sequence[str] | None = None, *, check: bool = True
+) -> Dataset:
+    """Load recordings as a torch_brain Dataset once all of them have been checked.
+
+    Parameters
+    ----------
+    folder : path
+        Folder with ``<recording_id>.h5`` files.
+    recording_ids : sequence of str, optional
+        By default every file of the folder.
+    check : bool
+        False skips `check_recording`, which reads every trace.
+
+    Returns
+    -------
+    torch_brain.datasets.Dataset
+
+    Raises
+    ------
+    NeuroLensError
+        Naming every file that is missing or bad, or units that two recordings share.
+    """
+    datasets = torch_brain_module("datasets")
+    folder = Path(folder)
+    there = sorted(path.stem for path in folder.glob("*.h5"))
+    if not there:
+        raise NeuroLensError(
+            f"there is no recording (.h5) in {folder}; import or simulate some, or check the path"
+        )
+    ids = there if recording_ids is None else list(recording_ids)
+    for name in ids:
+        check_choice("recording", name, there, hint=f"{folder} holds {len(there)} recordings")
+    if check:
+        _check_all(folder, ids)
+    return datasets.Dataset(folder, recording_ids=ids)
+
+
+def check_recording(path: str | Path) -> None:
+    """Raise unless a file is a recording that can be decoded.
+
+    It must open, hold finite ``calcium_traces.df_over_f`` (samples x units) with as many
+    distinct ``rois.id``, and at least one trial; fit, select and report must not overlap.
+
+    Parameters
+    ----------
+    path : path
+        A torch_brain ``.h5`` file.
+
+    Raises
+    ------
+    NeuroLensError
+        Saying what is wrong with the file.
+    """
+    problem = recording_problem(path)
+    if problem:
+        raise NeuroLensError(f"{path} is no usable recording: {problem}")
+
+
+def recording_problem(path: str | Path) -> str | None:
+    """Return what is wrong with a recording's file, with what to do; None where nothing is."""
+    import h5py
+
+    if not Path(path).is_file():
+        return "the file does not exist; check the path"
+    try:
+        with h5py.File(path, "r") as file:
+            return _problem(file)
+    except OSError as error:
+        return f"it is truncated or not HDF5 ({error}); import it anew"
+
+
+def torch_brain_module(name: str) -> Any:
+    """Return a module of torch_brain, or say which extra brings it."""
+    try:
+        return importlib.import_module(f"torch_brain.{name}")
+    except ModuleNotFoundError:
+        raise NeuroLensError(
+            "recordings are torch_brain files and torch_brain is not installed; "
+            "pip install 'neuro-lens[poyo]'"
+        ) from None
+
+
+def _check_all(folder: Path, ids: list[str]) -> None:
+    problems = {
+        name: recording_problem(folder / f"{name}.h5") for name in track(ids, "checking recordings")
+    }
+    bad = [f"{name}.h5: {problem}" for name, problem in problems.items() if problem]
+    if bad:
+        raise NeuroLensError(
+            f"{len(bad)} of {len(ids)} recordings in {folder} cannot be used: " + "; ".join(bad)
+        )
+    import h5py
+
+    owner: dict[bytes, str] = {}
+    for name in ids:
+        with h5py.File(folder / f"{name}.h5", "r") as file:
+            for unit in file["rois/id"][:]:
+                if unit in owner:
+                    raise NeuroLensError(
+                        f"unit {unit.decode()!r} is in {owner[unit]!r} and in {name!r}; "
+                        "unit ids must be unique over recordings: prefix them with the session's"
+                    )
+                owner[unit] = name
+
+
+def _problem(file: Any) -> str | None:
+    if "calcium_traces/df_over_f" not in file or "rois/id" not in file:
+        return "it lacks calcium_traces.df_over_f or rois.id; write it with an importer"
+    traces, ids = file["calcium_traces/df_over_f"], file["rois/id"][:]
+    if traces.ndim != 2 or 0 in traces.shape or traces.shape[1] != len(np.unique(ids)):
+        return (
+            f"df_over_f is {' x '.join(map(str, traces.shape))} beside {len(np.unique(ids))} "
+            "distinct rois.id, where samples x units were expected; import it anew"
+        )
+    n_bad = _not_finite(traces)
+    if n_bad:
+        return (
+            f"{n_bad} of {traces.size} values of df_over_f are NaN or infinite; "
+            "repair those samples or leave out those units"
+        )
+    if not any(len(file[name]["start"]) for name in _trial_intervals(file)):
+        return "it has no trials (no Interval with start and end that is not a domain); label some"
+    return _overlap(file)
+
+
+def _not_finite(traces: Any, rows: int = 65536) -> int:
+    return sum(int((~np.isfinite(traces[i : i + rows])).sum()) for i in range(0, len(traces), rows))
+
+
+def _trial_intervals(file: Any) -> list[str]:
+    return [
+        name
+        for name, group in file.items()
+        if "start" in group and "end" in group and not name.endswith("domain")
+    ]
+
+
+def _overlap(file: Any) -> str | None:
+    present = [name for name in DOMAINS if name in file]
+    for i, first in enumerate(present):
+        for second in present[i + 1 :]:
+            shared = _shared_seconds(file[first], file[second])
+            if shared > 1e-6:
+                return f"{first} and {second} share {shared:.3f} s; split them by repeat block"
+    return None
+
+
+def _shared_seconds(first: Any, second: Any) -> float:
+    start = np.maximum(first["start"][:][:, None], second["start"][:])
+    end = np.minimum(first["end"][:][:, None], second["end"][:])
+    return float(np.clip(end - start, 0, None).sum())
