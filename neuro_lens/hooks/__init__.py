@@ -1,1 +1,20 @@
-"""Placeholder."""
+"""Hook points in unmodified decoders: taps, HookedDecoder, the registry, and edits."""
+
+from . import dictionary
+from .axes import Vectors
+from .hooked import HookedDecoder
+from .model import hook_model
+from .registry import register_decoder
+from .taps import Attention, In, Out, Residual
+
+__all__ = [
+    "Attention",
+    "HookedDecoder",
+    "In",
+    "Out",
+    "Residual",
+    "Vectors",
+    "dictionary",
+    "hook_model",
+    "register_decoder",
+]

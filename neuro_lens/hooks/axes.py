@@ -1,0 +1,128 @@
+"""From a hook point's tensor to vectors: which window, position and time each row is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import NeuroLensError
+from .registry import FromInputs, resolve
+from .taps import Site
+
+ANY_AXIS = "position"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The valid rows of a hook point's tensor.
+
+    Attributes
+    ----------
+    values : Tensor, shape (n, d)
+        Heads are flattened into ``d``.
+    window, position : Tensor of int, shape (n,)
+        ``position`` is -1 where the hook point has no positions.
+    timestamp : Tensor of float64, shape (n,)
+        In seconds; NaN where the axis has no timestamps.
+    """
+
+    values: Tensor
+    window: Tensor
+    position: Tensor
+    timestamp: Tensor
+
+
+def refuse_vectors(site: Site) -> None:
+    """Raise for hook points that hold no vector a position, with the reason."""
+    if site.role in ("attn_scores", "pattern"):
+        raise NeuroLensError(
+            f"{site.name!r} has a value for each (query, key) pair and no vector a position; "
+            "choose hook_z, hook_q, hook_k, hook_v or a residual"
+        )
+    if site.role.startswith("rot_"):
+        raise NeuroLensError(
+            f"{site.name!r} is turned by its timestamp, so one dictionary does not fit all "
+            "positions; choose the hook before rotation, hook_q, hook_k or hook_v"
+        )
+
+
+def flatten_heads(site: Site, value: Tensor) -> Tensor:
+    """Return ``value`` with heads and d_head as one dimension."""
+    return value if site.n_heads is None else value.flatten(-2)
+
+
+def vectors(
+    site: Site,
+    value: Tensor,
+    inputs: Mapping[str, Any],
+    masks: Mapping[str, FromInputs | None],
+    timestamps: Mapping[str, FromInputs],
+) -> Vectors:
+    """Return the valid rows of ``value``, the tensor of ``site`` in a call with ``inputs``."""
+    refuse_vectors(site)
+    value = flatten_heads(site, value)
+    axis = site.axis if site.axis is not None else ("window" if value.ndim == 2 else ANY_AXIS)
+    if site.select is not None:
+        window, position = site.select(inputs)
+        flat = value
+    elif axis == "window":
+        window = torch.arange(len(value), device=value.device)
+        position = torch.full_like(window, -1)
+        flat = value
+    else:
+        if value.ndim != 3:
+            raise NeuroLensError(
+                f"{site.name!r} has shape {tuple(value.shape)}, and (window, position, d) was "
+                f"expected of axis {axis!r}; declare the axis in its tap"
+            )
+        valid = _valid(site, str(axis), value, inputs, masks)
+        window, position = torch.nonzero(valid, as_tuple=True)
+        flat = value[window, position]
+    if len(window) != len(flat):
+        raise NeuroLensError(
+            f"{site.name!r} has {len(flat)} rows and its tap's select= gives {len(window)}"
+        )
+    return Vectors(flat, window, position, _times(str(axis), window, position, inputs, timestamps))
+
+
+def _valid(
+    site: Site,
+    axis: str,
+    value: Tensor,
+    inputs: Mapping[str, Any],
+    masks: Mapping[str, FromInputs | None],
+) -> Tensor:
+    if site.axis is None and axis not in masks:
+        raise NeuroLensError(
+            f"{site.name!r} belongs to no adapter, so nothing says which of its positions are "
+            f"padding; pass hook_model(..., masks={{{axis!r}: 'keyword'}}), or None in its place "
+            "where nothing is padded"
+        )
+    source = masks.get(axis)
+    if source is None:
+        return torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+    mask = resolve(source, inputs, f"which of the {axis!r} positions are padding")
+    if mask.shape != value.shape[:2]:
+        raise NeuroLensError(
+            f"the mask of axis {axis!r} has shape {tuple(mask.shape)}, and {site.name!r} has "
+            f"{tuple(value.shape[:2])} (window, position)"
+        )
+    return mask.bool()
+
+
+def _times(
+    axis: str,
+    window: Tensor,
+    position: Tensor,
+    inputs: Mapping[str, Any],
+    timestamps: Mapping[str, FromInputs],
+) -> Tensor:
+    source = timestamps.get(axis)
+    if source is None or axis == "window":
+        return torch.full(window.shape, torch.nan, dtype=torch.float64, device=window.device)
+    times = resolve(source, inputs, f"the times of axis {axis!r}")
+    return times[window, position].double()

@@ -1,0 +1,362 @@
+"""HookedDecoder: an unmodified decoder with hook points, and transformer-lens's verbs on it."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+from transformer_lens.ActivationCache import ActivationCache
+from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities import Slice
+
+from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
+from . import axes
+from .eager import eager
+from .plan import Plan
+from .points import Point
+from .registry import FromInputs
+from .run import LIVE_CALL, Run, current
+from .splicing import SaeVerbs
+from .taps import Axis, Site
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+class HookedDecoder(SaeVerbs, HookedRootModule):
+    """A decoder with hook points; `hook_model` makes one.
+
+    With no hook, cache or SAE attached, a call is the decoder's own. Taps are on the decoder's
+    modules only while a call with something attached runs, and answer to that call alone.
+    One HookedDecoder serves one thread at a time; make one a thread, they may share the decoder.
+
+    Parameters
+    ----------
+    decoder : Module
+        Left as it is; at hand as ``hooked.decoder``.
+    sites : dict of str to Site
+        Its hook points.
+    tasks : mapping of str to Task
+    masks, timestamps : mapping
+        By axis, the keyword or the function of the inputs that gives them.
+    """
+
+    decoder: nn.Module
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        sites: Mapping[str, Site],
+        tasks: Mapping[str, Task] | None = None,
+        masks: Mapping[str, FromInputs | None] | None = None,
+        timestamps: Mapping[str, FromInputs] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.sites = dict(sites)
+        self.tasks = dict(tasks or {})
+        self.masks = dict(masks or {})
+        self.timestamps = dict(timestamps or {})
+        self.batch: Batch | None = None
+        self._live: dict[str, Point] = {}
+        self._splices: dict[str, Any] = {}
+        self._plans: dict[frozenset[str], Plan] = {}
+        self._busy = threading.Lock()
+        self._remake: tuple[Any, ...] = (type(self), (decoder, sites, tasks, masks, timestamps))
+        self.setup()
+
+    def setup(self) -> None:
+        """Make the hook points; the decoder's modules are left untouched."""
+        self.hook_dict = {name: Point(name, self._live) for name in self.sites}
+        self.mod_dict = self.hook_dict  # type: ignore[assignment]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the decoder; with nothing attached, it and nothing else."""
+        if self._live or self._splices:
+            return self._live_call(args, kwargs)
+        return self.decoder(*args, **kwargs)
+
+    def decode(self, batch: Any) -> Any:
+        """Run a Batch; while it runs, edits see its recordings as ``hooked.batch``."""
+        batch = as_batch(batch)
+        outer, self.batch = self.batch, batch
+        try:
+            return self(*batch.args, **batch.inputs)
+        finally:
+            self.batch = outer
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        return_cache_object: bool = True,
+        clone: bool = False,
+        **model_kwargs: Any,
+    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+        """Run the decoder and keep what its hook points see.
+
+        Parameters
+        ----------
+        names_filter : str, list of str or callable, optional
+            Hook points by name or by a predicate; all of them by default.
+        device, remove_batch_dim, incl_bwd, reset_hooks_end, clear_contexts, pos_slice
+            As in transformer-lens.
+        return_cache_object : bool
+            Give a plain dict instead of an ActivationCache when False.
+        clone : bool
+            Keep copies, for decoders that later change an activation in place.
+
+        Raises
+        ------
+        NeuroLensError
+            For an unknown name, a filter that matches nothing, a hook asked for by name that did
+            not fire, and a kept value that the decoder changed afterwards.
+        """
+        names = self._names(names_filter)
+        once = names if isinstance(names_filter, str | list | tuple) else ()
+        run = {"cached": names, "clone": clone, "device": device, "once": once}
+        if incl_bwd:
+            output, cache = self._with_gradients(
+                names, model_args, model_kwargs, run, clear_contexts
+            )
+        else:
+            output, cache = self._live_call(model_args, model_kwargs, **run)
+            if not reset_hooks_end:
+                self.is_caching = True
+        if pos_slice is not None:
+            piece = Slice.unwrap(pos_slice)
+            cache = {k: piece.apply(v, dim=self._position_dim(k)) for k, v in cache.items()}
+        if remove_batch_dim:
+            cache = {k: v[0] for k, v in cache.items()}
+        if return_cache_object:
+            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return output, cache
+
+    def hook_table(self) -> pd.DataFrame:
+        """Return a row per hook point: name, axis, module, kind, n_heads, optional."""
+        sites = (self._site(name) for name in self.hook_dict)
+        return pd.DataFrame(
+            [
+                {
+                    "name": s.name,
+                    "axis": ", ".join(s.axis) if isinstance(s.axis, tuple) else s.axis,
+                    "module": s.module,
+                    "kind": s.kind,
+                    "n_heads": s.n_heads,
+                    "optional": s.optional,
+                }
+                for s in sites
+            ]
+        ).astype({"n_heads": "Int64"})
+
+    def axis(self, name: str) -> Axis | None:
+        """Return the axis of a hook point; a (query, key) pair for scores and pattern."""
+        return self._site(self._known(name)).axis
+
+    def vectors(self, name: str, value: Tensor, inputs: Any) -> axes.Vectors:
+        """Return the valid rows of ``value``, what hook point ``name`` saw in a call.
+
+        Parameters
+        ----------
+        name : str
+        value : Tensor
+        inputs : dict, Batch or tuple
+            What the decoder was called with.
+
+        Raises
+        ------
+        NeuroLensError
+            When the call lacks the mask of the hook point's axis, and for scores, pattern and
+            rotated tensors, which hold no vector a position.
+        """
+        batch = as_batch(inputs)
+        named = self.named_inputs(batch.args, batch.inputs)
+        site = self._site(self._known(name))
+        return axes.vectors(site, value, named, self.masks, self.timestamps)
+
+    def named_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a call's inputs by the names that the decoder's forward gives them."""
+        if not args:
+            return dict(kwargs)
+        bound = inspect.signature(self.decoder.forward).bind_partial(*args, **kwargs).arguments
+        return {**bound, **kwargs}
+
+    def add_hook(self, name: Any, hook: Any, dir: Any = "fwd", **kwargs: Any) -> None:
+        """Attach a hook to a point by name, or to those that a predicate picks.
+
+        Raises
+        ------
+        NeuroLensError
+            For an unknown name and for a predicate that picks none.
+        """
+        if isinstance(name, str):
+            point = self.hook_dict[self._known(name)]
+            self.check_hooks_to_add(point, name, hook, dir=dir)
+            point.add_named(hook, dir=dir, **kwargs)  # type: ignore[attr-defined]
+        else:
+            for picked in self._names(name):
+                self.check_and_add_hook(self.hook_dict[picked], picked, hook, dir=dir, **kwargs)
+
+    def remove_all_hook_fns(
+        self,
+        direction: Any = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove hooks, as transformer-lens does, asking only the points that hold any."""
+        for point in list(self._live.values()):
+            point.remove_hooks(direction, including_permanent=including_permanent, level=level)
+
+    def clear_contexts(self) -> None:
+        """Empty the hook points' ``ctx``."""
+        for point in self.hook_dict.values():
+            if point.ctx:
+                point.clear_context()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle what the HookedDecoder was made of; attached things do not travel."""
+        if self._live or self._splices:
+            raise NeuroLensError(
+                "a HookedDecoder with hooks or SAEs attached cannot be copied; call "
+                "reset_hooks() and reset_saes() first"
+            )
+        return self._remake
+
+    def _enable_hook(self, name: Any, hook: Any, dir: Any) -> None:
+        self.add_hook(name, hook, dir=dir, level=self.context_level)
+
+    def _known(self, name: str) -> str:
+        if name not in self.hook_dict:
+            hint = f"hooked.hook_table() lists all {len(self.hook_dict)}"
+            check_choice("hook", name, self.hook_dict, hint)
+        return name
+
+    def _site(self, name: str) -> Site:
+        return self.sites[name]
+
+    def _names(self, given: NamesFilter) -> tuple[str, ...]:
+        """Return the hook points that a names filter asks for."""
+        if isinstance(given, str):
+            return (self._known(given),)
+        if given is None:
+            names: Iterable[str] = self.hook_dict
+        elif callable(given):
+            names = [n for n in self.hook_dict if given(n)]
+        else:
+            names = [self._known(n) for n in given]
+        names = tuple(names)
+        if not names:
+            raise NeuroLensError(
+                "the names filter matches no hook point; "
+                f"hooked.hook_table() lists all {len(self.hook_dict)}"
+            )
+        return names
+
+    def _position_dim(self, name: str) -> int:
+        return -3 if self._site(name).n_heads and not isinstance(self.axis(name), tuple) else -2
+
+    def _live_call(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        cached: Sequence[str] = (),
+        once: Sequence[str] = (),
+        clone: bool = False,
+        device: Any = None,
+    ) -> Any:
+        """Run the decoder with its taps in place; with ``cached``, also return the cache."""
+        if not self._busy.acquire(blocking=False):
+            raise NeuroLensError(
+                "this HookedDecoder is in the middle of a call, in another thread or in the hook "
+                "function that called it; use hooked.decoder for a bare call, or hook_model on "
+                "the same decoder for a second HookedDecoder"
+            )
+        try:
+            live = {*self._live, *cached, *self._splices}
+            plan = self._plan(frozenset(live))
+            run = Run(
+                plan=plan,
+                points=self._live,
+                splices=self._splices,
+                inputs=lambda: self.named_inputs(args, kwargs),
+                batch=self.batch,
+                cached=cached,
+                clone=clone,
+                device=device,
+            )
+            run.once = once
+            output = self._run(plan, run, args, kwargs)
+            named = {*once, *self._splices, *(n for n, p in self._live.items() if p.named)}
+            run.check(self.sites, live, named)
+        finally:
+            self._busy.release()
+        return (output, run.cache) if cached else output
+
+    def _run(self, plan: Plan, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
+        outer = current.run
+        plan.install()
+        try:
+            current.run = run
+            with eager:
+                return self.decoder(*args, **kwargs)
+        finally:
+            current.run = outer
+            plan.remove(run)
+
+    def _plan(self, live: frozenset[str]) -> Plan:
+        plan = self._plans.get(live)
+        if plan is None:
+            inner = getattr(self.decoder, "_orig_mod", self.decoder)
+            modules = dict(inner.named_modules(remove_duplicate=False))
+            plan = self._plans[live] = Plan(modules, self.sites, live)
+            if len(self._plans) > 64:
+                self._plans.pop(next(iter(self._plans)))
+        return plan
+
+    def _with_gradients(
+        self,
+        names: Sequence[str],
+        args: tuple,
+        kwargs: dict[str, Any],
+        run: dict[str, Any],
+        clear_contexts: bool,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Run with cache, then backward from the (scalar) output, keeping gradients as well."""
+        gradients: dict[str, Tensor] = {}
+
+        def keep(gradient: Tensor, hook: Any) -> None:
+            gradients[f"{hook.name}_grad"] = gradient.detach()
+
+        with self._hooks_at(names, keep, clear_contexts):
+            output, cache = self._live_call(args, kwargs, **run)
+            if not isinstance(output, Tensor) or output.numel() != 1:
+                raise NeuroLensError(
+                    "incl_bwd=True needs a decoder whose output is one number, a loss; attach "
+                    "hooks(bwd_hooks=...) and call backward yourself"
+                )
+            output.backward()
+        return output, {**cache, **gradients}
+
+    @contextmanager
+    def _hooks_at(self, names: Sequence[str], hook: Any, clear: bool) -> Iterator[None]:
+        self.context_level += 1
+        try:
+            for name in names:
+                self.hook_dict[name].add_hook(hook, dir="bwd", level=self.context_level)
+            yield
+        finally:
+            self.reset_hooks(clear, level=self.context_level)
+            self.context_level -= 1
+
+
+assert HookedDecoder._live_call.__name__ == LIVE_CALL

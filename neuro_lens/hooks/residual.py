@@ -1,0 +1,121 @@
+"""The residual stream: a branch output that notices the sum it goes into.
+
+The stream is a local variable of the decoder's forward. A branch leaves its module as a
+``Branch``, a tensor subclass that is carried along through dropout and scaling; the first sum with
+a tensor of its own shape fires the hook points and hands back a plain tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .run import Run, current
+
+_SUMS = {
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+}
+_IN_PLACE = {Tensor.add_, Tensor.__iadd__}
+
+
+class Ticket:
+    """What a branch still has to fire: once, in the run that gave it out."""
+
+    __slots__ = ("branch", "run", "sums")
+
+    def __init__(self, run: Run, branch: str | None, sums: tuple[str, ...]) -> None:
+        self.run: Run | None = run
+        self.branch = branch
+        self.sums = sums
+
+
+class Branch(Tensor):
+    """A branch output on its way to the sum; behaves as the plain tensor it stands for."""
+
+    plain: Tensor
+    ticket: Ticket
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` on plain tensors; fire at the sum, else pass the ticket on."""
+        kwargs = kwargs or {}
+        place = next((i for i, a in enumerate(args) if type(a) is Branch), None)
+        plain_args = tuple(plain(a) for a in args)
+        kwargs = {k: plain(v) for k, v in kwargs.items()}
+        if place is None:
+            return func(*plain_args, **kwargs)
+        branch = args[place]
+        ticket = branch.ticket
+        if ticket.run is None or ticket.run is not current.run:
+            return func(*plain_args, **kwargs)
+        if func in _SUMS and _is_sum(plain_args, kwargs):
+            return _sum(func, plain_args, place, ticket)
+        result = func(*plain_args, **kwargs)
+        if result is branch.plain:
+            return branch
+        if _carries(result, branch.plain):
+            return tag(result, ticket)
+        return result
+
+
+def tag(x: Tensor, ticket: Ticket) -> Branch:
+    """Return ``x`` as a Branch that holds ``ticket``."""
+    branch = x.as_subclass(Branch)
+    branch.plain = x
+    branch.ticket = ticket
+    return branch
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` with every Branch in it (in lists, tuples and dicts too) made plain."""
+    kind = type(value)
+    if kind is Branch:
+        return value.plain
+    if kind is tuple or kind is list:
+        return kind(plain(v) for v in value)
+    if kind is dict:
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def _is_sum(args: tuple, kwargs: dict[str, Any]) -> bool:
+    return (
+        len(args) == 2
+        and not kwargs
+        and isinstance(args[0], Tensor)
+        and isinstance(args[1], Tensor)
+        and args[0].shape == args[1].shape
+    )
+
+
+def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
+    run = ticket.run
+    assert run is not None
+    ticket.run = None
+    operands = list(args)
+    if ticket.branch is not None:
+        operands[place] = run.fire(ticket.branch, operands[place])
+    total = func(*operands)
+    edited = total
+    for name in ticket.sums:
+        edited = run.fire(name, edited)
+    if func in _IN_PLACE and edited is not total:
+        return total.copy_(edited)
+    return edited
+
+
+def _carries(result: Any, branch: Tensor) -> bool:
+    return (
+        type(result) is Tensor
+        and result.shape == branch.shape
+        and result.is_floating_point() == branch.is_floating_point()
+    )
