@@ -1,1 +1,26 @@
-"""Placeholder."""
+"""Tuning: features × variables, on trials, against what is exchangeable."""
+
+from .association import covariates
+from .between import GlobalTest, global_test, predict_between
+from .curves import tuning_curves
+from .probing import probe
+from .trials import TrialCodes, trial_codes, trial_means
+from .tuning_table import feature_groups, significant, tune
+from .variables import Variable, find_variable
+
+__all__ = [
+    "GlobalTest",
+    "TrialCodes",
+    "Variable",
+    "covariates",
+    "feature_groups",
+    "find_variable",
+    "global_test",
+    "predict_between",
+    "probe",
+    "significant",
+    "trial_codes",
+    "trial_means",
+    "tune",
+    "tuning_curves",
+]

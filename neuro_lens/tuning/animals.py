@@ -1,0 +1,114 @@
+"""Animals: their mean features, and what else is known to differ between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from neuro_lens.base import NeuroLensError, check_choice
+
+from .splits import explained, share_reaching
+from .trials import TrialCodes
+from .variables import NOT_VARIABLES, PERIODS, find_variable
+
+
+def animal_means(
+    data: TrialCodes, variable: str, unit: str = "subject_id"
+) -> tuple[np.ndarray, pd.Series]:
+    """Return each animal's mean features, ``(n_animals, n_features)``, and its value."""
+    trials = data.trials
+    check_choice("unit of observation", unit, [c for c in trials if c.endswith("_id")])
+    find_variable(trials, variable)
+    known = (trials[variable].notna() & trials[unit].notna()).to_numpy()
+    values = trials[known].groupby(unit, sort=True)[variable].agg(["first", "nunique"])
+    if (values["nunique"] > 1).any():
+        raise NeuroLensError(
+            f"variable {variable!r} varies within {values['nunique'].idxmax()!r}, so its trials "
+            "can be compared there; use tune()"
+        )
+    if values["first"].nunique() < 2:
+        raise NeuroLensError(
+            f"all {len(values)} animals have the same {variable!r}; give animals of two groups"
+        )
+    frame = pd.DataFrame(data.codes[known]).groupby(trials.loc[known, unit].to_numpy(), sort=True)
+    return frame.mean().to_numpy(), values["first"].rename(variable)
+
+
+def covariate_table(
+    trials: pd.DataFrame,
+    label: pd.Series,
+    unit: str,
+    given: pd.DataFrame | None,
+    splits: np.ndarray,
+    group: np.ndarray,
+) -> pd.DataFrame:
+    """Return how each covariate of the animals goes with their groups; see `GlobalTest`.
+
+    The association is the share of its variance that the groups explain (over indicators for
+    words: Goodman and Kruskal's tau), p the share of splits that reach it. Words that name each
+    animal apart and covariates that are the same in all are left out.
+
+    Raises
+    ------
+    NeuroLensError
+        When ``given`` lacks an animal.
+    """
+    table = _by_animal(trials, label, unit)
+    if given is not None:
+        missing = [a for a in label.index if a not in given.index]
+        if missing:
+            raise NeuroLensError(f"the covariates lack {missing[0]!r}; give a row for each animal")
+        table = table.join(given.loc[label.index], rsuffix="_given")
+    rows = []
+    for name in table:
+        column = _numbers(table[name])
+        if column.isna().any() or column.nunique() < 2:
+            continue
+        numeric = pd.api.types.is_numeric_dtype(column)
+        if not numeric and column.nunique() == len(column):
+            continue
+        x = column.to_numpy(float)[:, None] if numeric else pd.get_dummies(column).to_numpy(float)
+        between, total = explained(x, splits)
+        share = between.sum(1) / total.sum()
+        rows.append(
+            {
+                "covariate": name,
+                "association": share[0],
+                "p": share_reaching(share),
+                "separates": _separates(column, group, numeric),
+                "by_animal": ", ".join(f"{a}: {v}" for a, v in table[name].items()),
+            }
+        )
+    columns = ["covariate", "association", "p", "separates", "by_animal"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values("association", ascending=False, ignore_index=True)
+
+
+def _by_animal(trials: pd.DataFrame, label: pd.Series, unit: str) -> pd.DataFrame:
+    """Return what the trials say of each animal: constants, means of what varies, their number."""
+    grouped = trials[trials[unit].isin(label.index)].groupby(unit, sort=True)
+    table = pd.DataFrame({"n_trials": grouped.size()})
+    for name in trials:
+        if name in (*NOT_VARIABLES, *PERIODS, label.name):
+            continue
+        if (grouped[name].nunique() <= 1).all():
+            table[name] = grouped[name].first()
+        elif pd.api.types.is_float_dtype(trials[name]):
+            table[name] = grouped[name].mean().round(6)
+    return table
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """Return a column of dates as days, others as they are."""
+    if "date" in str(column.name) and not pd.api.types.is_numeric_dtype(column):
+        dates = pd.to_datetime(column, errors="coerce", format="ISO8601")
+        return (dates - dates.min()).dt.total_seconds() / 86400
+    return column
+
+
+def _separates(column: pd.Series, group: np.ndarray, numeric: bool) -> bool:
+    """Return whether the covariate's values alone tell which group an animal is in."""
+    if not numeric:
+        return bool(pd.Series(group).groupby(column.to_numpy()).nunique().max() == 1)
+    ends = column.groupby(group).agg(["min", "max"]).sort_values("min")
+    return bool((ends["min"].to_numpy()[1:] > ends["max"].to_numpy()[:-1]).all())
