@@ -1,6 +1,15 @@
 """Reference decoders and their training loop."""
 
 from .calcium_poyo_plus import CalciumPOYOPlus
+from .decoding import (
+    chance_interval,
+    decode_trials,
+    decoding_table,
+    linear_table,
+    merge_opposite,
+    trial_means,
+    variable_of_task,
+)
 from .files import load_checkpoint, load_decoder, save_decoder
 from .linear import linear_decoding
 from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
@@ -11,9 +20,16 @@ __all__ = [
     "CalciumPOYOPlus",
     "MultitaskReadout",
     "Readout",
+    "chance_interval",
+    "decode_trials",
+    "decoding_table",
     "linear_decoding",
+    "linear_table",
     "load_checkpoint",
     "load_decoder",
+    "merge_opposite",
     "save_decoder",
     "train_decoder",
+    "trial_means",
+    "variable_of_task",
 ]

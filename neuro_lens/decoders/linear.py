@@ -9,7 +9,7 @@ from ..base import NeuroLensError
 
 
 def linear_decoding(
-    means_nu: np.ndarray, labels: pd.DataFrame, variable: str, regularisation: float = 0.02
+    means_nu: np.ndarray, labels: pd.DataFrame, variable: str, regularisation: float = 0.1
 ) -> pd.DataFrame:
     """Decode ``variable`` from the units' trial means by logistic regression, fit to held out.
 

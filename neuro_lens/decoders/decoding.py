@@ -1,0 +1,154 @@
+"""How well a decoder decodes: a row a trial, then accuracy beside exact chance a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..base import log_loss
+from .linear import linear_decoding
+
+DIRECTION_TASK = "drifting_gratings_orientation"
+
+
+def merge_opposite(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn directions into orientations: the probabilities of opposite directions are summed.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., n_rows, n_directions)
+        Directions evenly spaced over 360 degrees; the second half are the opposites of the first.
+    target : Tensor, shape (n_rows,)
+
+    Returns
+    -------
+    Tensor, shape (..., n_rows, n_directions / 2), and Tensor, shape (n_rows,)
+        Log-probabilities of orientations, and the orientations' indices.
+    """
+    half = logits.shape[-1] // 2
+    log_p = torch.log_softmax(logits.float(), -1)
+    return torch.logaddexp(log_p[..., :half], log_p[..., half:]), target % half
+
+
+def variable_of_task(task: str) -> str:
+    """Return the variable that a task decodes: ``direction`` for the published gratings task."""
+    return "direction" if task == DIRECTION_TASK else task.removeprefix("drifting_gratings_")
+
+
+def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
+    """Decode every window and score it.
+
+    Parameters
+    ----------
+    decoder : module
+        With ``readout_specs``; every classification task with targets is scored, and the
+        gratings' direction also as orientation (see `merge_opposite`).
+    batches : iterable of Batch
+        One query a window and task, as `neuro_lens.recordings.batches` makes them.
+
+    Returns
+    -------
+    DataFrame
+        A row a trial and variable: ``recording_id``, ``trial``, ``split``, ``variable``,
+        ``target``, ``predicted`` (class indices), ``n_classes``, ``correct``, ``log_loss`` (nats).
+    """
+    rows = []
+    was_training = decoder.training
+    decoder.eval()
+    with torch.no_grad():
+        for batch in batches:
+            outputs = decoder(**batch.inputs)
+            for task, target in batch.targets.items():
+                if decoder.readout_specs[task].kind != "classification":
+                    continue
+                rows.append(_scored(batch.labels, variable_of_task(task), outputs[task], target))
+                if task == DIRECTION_TASK:
+                    merged = merge_opposite(outputs[task], target)
+                    rows.append(_scored(batch.labels, "orientation", *merged))
+    decoder.train(was_training)
+    return pd.concat(rows, ignore_index=True)
+
+
+def decoding_table(trials: pd.DataFrame, **columns: Any) -> pd.DataFrame:
+    """Summarise `decode_trials` (or `linear_decoding`) per recording and variable.
+
+    Returns
+    -------
+    DataFrame
+        ``recording_id``, ``variable``, ``n_windows``, ``accuracy``, ``log_loss`` (nats),
+        ``chance``, and ``chance_low`` and ``chance_high``: the central 95 % of the exact binomial
+        distribution of accuracy at chance; with ``columns`` beside them.
+    """
+    keys = ["recording_id", "variable"]
+    grouped = trials.groupby(keys, sort=True).agg(
+        n_windows=("correct", "size"),
+        accuracy=("correct", "mean"),
+        log_loss=("log_loss", "mean"),
+        chance=("n_classes", lambda n: 1.0 / n.iloc[0]),
+    )
+    table = grouped.reset_index()
+    low, high = chance_interval(table["n_windows"].to_numpy(), table["chance"].to_numpy())
+    return table.assign(chance_low=low, chance_high=high, **columns)
+
+
+def chance_interval(n: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the central 95 % of the accuracy of ``n`` guesses that are right at ``chance``."""
+    from scipy.stats import binom
+
+    low, high = binom.interval(0.95, n, chance)
+    return low / n, high / n
+
+
+def linear_table(batches: Any, tasks: Iterable[str], **columns: Any) -> pd.DataFrame:
+    """Decode the same trials by `linear_decoding`, recording by recording, as `decoding_table`.
+
+    Parameters
+    ----------
+    batches : Batches
+        All parts: the linear decoder is fitted on ``fit`` and scored on the others.
+    tasks : iterable of str
+        The decoder's classification tasks, such as its ``readout_specs``.
+    """
+    variables = [variable_of_task(task) for task in tasks]
+    variables += ["orientation"] if "direction" in variables else []
+    rows = []
+    for rid, table in batches.labels.groupby("recording_id", sort=True):
+        chosen = np.flatnonzero((batches.labels["recording_id"] == rid).to_numpy())
+        means_nu = trial_means(batches.windows.batch(chosen).inputs)
+        for variable in variables:
+            scored = linear_decoding(means_nu, table, variable)
+            n_classes = table[variable].nunique()
+            rows.append(scored.assign(recording_id=rid, variable=variable, n_classes=n_classes))
+    return decoding_table(pd.concat(rows, ignore_index=True), **columns)
+
+
+def trial_means(inputs: dict[str, Tensor]) -> np.ndarray:
+    """Return each unit's mean value over a window, ``(n_windows, n_units)``.
+
+    Parameters
+    ----------
+    inputs : dict
+        Inputs of windows of one recording: every window has the same units.
+    """
+    mask = inputs["input_mask"]
+    units = inputs["input_unit_index"][0][mask[0]].unique()
+    is_unit = (inputs["input_unit_index"][:, :, None] == units) & mask[:, :, None]
+    total = (inputs["input_values"] * is_unit).sum(1)
+    return (total / is_unit.sum(1)).numpy()
+
+
+def _scored(labels: pd.DataFrame, variable: str, logits: Tensor, target: Tensor) -> pd.DataFrame:
+    predicted = logits.argmax(-1)
+    return labels[["recording_id", "trial", "split"]].assign(
+        variable=variable,
+        target=target.numpy(),
+        predicted=predicted.numpy(),
+        n_classes=logits.shape[-1],
+        correct=(predicted == target).numpy(),
+        log_loss=log_loss(logits, target).numpy(),
+    )

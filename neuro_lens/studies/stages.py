@@ -1,0 +1,123 @@
+"""The first stages of a study: recordings, the decoder, and how well it decodes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ..base import NeuroLensError, hash_json, write_json, write_table
+
+TRIALS = "drifting_gratings"
+
+
+def recordings(folder: Path, source: str, simulate: Mapping[str, Any] | None, seed: int) -> None:
+    """Import or simulate the recordings of a study into ``folder``."""
+    from ..recordings import allen_events, find_data, sur_v1_or_simulated
+    from ..recordings import simulate as write_simulated
+
+    if simulate is not None:
+        write_simulated(folder, **{"seed": seed, **simulate})
+        made = "simulated"
+    elif source == "sur_v1":
+        made = sur_v1_or_simulated(folder, seed=seed)
+    else:
+        found = find_data(source)
+        if found is None:
+            raise NeuroLensError(
+                f"the recordings of {source!r} are not on this machine; "
+                "set NEURO_LENS_DATA to the folder that holds them"
+            )
+        allen_events(found, folder)
+        made = source
+    write_json(folder / "source.json", made)
+
+
+def decoder(
+    folder: Path,
+    recordings: str,
+    shape: Mapping[str, Any],
+    training: Mapping[str, Any],
+    window: tuple[float, float],
+    seed: int,
+) -> None:
+    """Train a decoder on the fit windows: ``decoder/`` and the table ``training``."""
+    from ..decoders import CalciumPOYOPlus, save_decoder, train_decoder
+    from ..recordings import batches, load_recordings
+
+    dataset = load_recordings(folder.parent / recordings)
+    torch.manual_seed(seed)
+    model = CalciumPOYOPlus(
+        sequence_length=float(window[1] - window[0]),
+        readout_specs={n: asdict(r) for n, r in trial_readouts(dataset).items()},
+        **shape,
+    )
+    model.init_vocabs(dataset)
+    fit = batches(dataset, model.tokenize, split="fit", window=tuple(window), trials=TRIALS)
+    unfinished = folder.parent / f"unfinished-{hash_json([recordings, shape, training, seed])}"
+    history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
+    save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
+    write_table(history, folder, "training")
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def trial_readouts(dataset: Any) -> dict[str, Any]:
+    """Return the published readouts whose values all recordings hold in their trials."""
+    from ..decoders import PUBLISHED_READOUTS
+
+    all_recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
+    found = {
+        name: spec
+        for name, spec in PUBLISHED_READOUTS.items()
+        if spec.value_key.startswith(f"{TRIALS}.")
+        and all(r.has_nested_attribute(spec.value_key) for r in all_recordings)
+    }
+    if not found:
+        raise NeuroLensError(
+            f"no recording holds {TRIALS}.orientation_id; a study decodes the direction of gratings"
+        )
+    return found
+
+
+def open_decoder(
+    folder: Path, recordings: str, decoder: str
+) -> tuple[nn.Module, Callable[..., Any]]:
+    """Return a decoder and ``windows(...)``, which makes Batches of its recordings."""
+    from ..decoders import load_decoder
+    from ..recordings import batches, load_recordings
+
+    dataset = load_recordings(folder.parent / recordings)
+    model = load_decoder(folder.parent / decoder / "decoder")
+
+    def windows(**options: Any) -> Any:
+        return batches(dataset, model.tokenize, trials=TRIALS, **options)
+
+    return model, windows
+
+
+def decoding(
+    folder: Path,
+    recordings: str,
+    decoder: str,
+    windows: Mapping[str, tuple[float, float]],
+    seed: int,
+) -> None:
+    """Decode the held-out trials by the transformer and linearly: the table ``decoding``."""
+    from ..decoders import decode_trials, decoding_table, linear_table
+
+    model, make = open_decoder(folder, recordings, decoder)
+    tables = []
+    for name, window in windows.items():
+        every = make(window=tuple(window))
+        held_out = every.where(lambda labels: labels["split"] != "fit")
+        columns = {"seed": seed, "window": name, "split": "select and report"}
+        trials = decode_trials(model, held_out)
+        tables.append(decoding_table(trials, decoder="transformer", **columns))
+        tables.append(linear_table(every, model.readout_specs, decoder="linear", **columns))
+    write_table(pd.concat(tables, ignore_index=True), folder, "decoding")
