@@ -1,1 +1,19 @@
-"""Placeholder."""
+"""Reads the tables of a study; every plot and the HTML report."""
+
+from .animals import plot_between
+from .confounds import plot_before
+from .decoding import plot_decoding, plot_dictionary
+from .features import plot_tuning
+from .page import write_report
+from .removal import plot_matrix, plot_specificity
+
+__all__ = [
+    "plot_before",
+    "plot_between",
+    "plot_decoding",
+    "plot_dictionary",
+    "plot_matrix",
+    "plot_specificity",
+    "plot_tuning",
+    "write_report",
+]

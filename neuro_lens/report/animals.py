@@ -1,0 +1,148 @@
+"""The test between animals: does the true split have more features than the other splits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .blocks import Grid, Paragraph, Picture, Results, Section, absent
+from .style import FAINT, VERMILION, blank, number, p_value, plural, styled
+
+
+def animals_section(results: Results) -> Section:
+    """Return the section on variables that belong to an animal, such as its genotype."""
+    section = Section("Between animals", "animals")
+    table = results.get("between")
+    if table is None:
+        section.blocks.append(absent("between"))
+        return section
+    splits = table.groupby(["variable", "hook"])["split"].nunique().max()
+    section.blocks.append(
+        Picture(
+            plot_between(table),
+            "Number of features that differ between two groups of animals, for every way of "
+            f"splitting them into groups of those sizes ({splits} splits; histogram over splits, "
+            "mean over seeds). Orange: the true split. Animals, not trials, are permuted: every "
+            "decoder with unit or recording embeddings knows which animal it reads, so any split "
+            "of the animals has features of its own.",
+            "Histogram of feature counts over all splits of the animals",
+        )
+    )
+    section.blocks.append(_between_grid(table, results.get("between_summary")))
+    section.blocks += [Paragraph(text) for text in limits(results)]
+    return section
+
+
+def between_ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rank of the true split among all of them.
+
+    Returns
+    -------
+    DataFrame
+        ``variable``, ``hook``, ``n_splits``, ``count`` (true split), ``low``, ``high`` (the
+        others), ``p`` (share of splits with as many features or more, the true one among them)
+        and ``p_floor`` (one over the number of splits).
+    """
+    rows = []
+    for place, group in table.groupby(["variable", "hook"], sort=False):
+        counts = group.groupby("split", sort=False).agg({"count": "mean", "is_true": "first"})
+        true = counts.loc[counts["is_true"], "count"].iloc[0]
+        others = counts.loc[~counts["is_true"], "count"]
+        n = len(counts)
+        p = float((counts["count"] >= true).sum()) / n
+        rows.append([*place, n, true, others.min(), others.max(), p, 1 / n])
+    return pd.DataFrame(
+        rows, columns=["variable", "hook", "n_splits", "count", "low", "high", "p", "p_floor"]
+    )
+
+
+@styled
+def plot_between(table: pd.DataFrame) -> Figure:
+    """Plot the feature counts of all splits of the animals, the true one marked.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``between`` table: a row a split.
+
+    Returns
+    -------
+    Figure
+    """
+    places = list(table.groupby(["variable", "hook"], sort=False).groups)
+    figure = blank(8.6, 2.5)
+    axes = figure.subplots(1, max(len(places), 2), squeeze=False)[0]
+    for axis, (variable, hook) in zip(axes, places, strict=False):
+        rows = table[(table["variable"] == variable) & (table["hook"] == hook)]
+        counts = rows.groupby("split", sort=False).agg({"count": "mean", "is_true": "first"})
+        true = counts.loc[counts["is_true"], "count"].iloc[0]
+        top = counts["count"].max() + 1
+        bins = np.linspace(0, top, min(int(top), 16) + 1)
+        height, _, _ = axis.hist(counts["count"], bins=bins, color=FAINT, edgecolor="white", lw=1)
+        axis.axvline(true, color=VERMILION, lw=1.6)
+        axis.annotate(
+            f"true split: {true:g}",
+            (true, height.max() * 1.08),
+            xytext=(4 if true < top * 0.6 else -4, 0),
+            textcoords="offset points",
+            ha="left" if true < top * 0.6 else "right",
+            color=VERMILION,
+            fontsize=8.5,
+        )
+        axis.set(title=f"{variable}, {hook}", xlabel="features", ylabel="splits")
+        axis.set_ylim(0, height.max() * 1.22)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    for axis in axes[len(places) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _between_grid(table: pd.DataFrame, summary: pd.DataFrame | None) -> Grid:
+    ranks = between_ranks(table)
+    rows = [
+        [
+            r.variable,
+            r.hook,
+            number(r.count, 0 if float(r.count).is_integer() else 1),
+            f"{number(r.low, 0)} to {number(r.high, 0)}",
+            str(r.n_splits),
+            p_value(r.p, r.p_floor),
+            p_value(r.p_floor),
+        ]
+        for r in ranks.itertuples(index=False)
+    ]
+    return Grid(
+        ["variable", "hook", "true split", "other splits", "splits", "p", "smallest p possible"],
+        rows,
+        "Features that differ between the groups, for the true split and the others. p: share of "
+        "splits, the true one among them, with as many features or more.",
+        text_columns=2,
+    )
+
+
+def limits(results: Results) -> list[str]:
+    """Return in words what this many animals cannot show, and what else tells them apart."""
+    table = results.get("between")
+    if table is None:
+        return []
+    words = []
+    alpha = results.setting("tuning", "alpha", default=0.05)
+    for row in between_ranks(table).drop_duplicates("variable").itertuples():
+        if row.p_floor > alpha:
+            words.append(
+                f"With {plural(row.n_splits, 'split')} of the animals the smallest p possible is "
+                f"{p_value(row.p_floor)}: {row.variable} cannot reach p < {alpha:g} here, "
+                "whatever the features do."
+            )
+    summary = results.get("between_summary")
+    if summary is not None and "words" in summary:
+        words += [w for w in dict.fromkeys(summary["words"]) if isinstance(w, str) and w]
+    if results.setting("recordings", "source") == "sur_v1":
+        words.append(
+            "Genotype is confounded with the date of imaging: all GAT3-edited mice were imaged "
+            "on 3 and 4 August 2023, the controls on 9 and 14 August. A difference between the "
+            "groups could be one between the dates."
+        )
+    return words

@@ -1,0 +1,155 @@
+"""What a report is made of, sections of text, pictures and tables, and the results it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..base import NeuroLensError, read_json, read_table
+from .style import data_uri
+
+COLUMNS = {
+    "decoding": "seed recording_id variable decoder window split n_windows accuracy chance",
+    "sae_eval": "hook recording_id beats_chance loss_bare loss_sae loss_zero loss_mean "
+    "accuracy_bare accuracy_sae recovered agreement explained_variance l0 alive_fraction",
+    "tuning": "recording_id hook variable feature effect_name effect preferred p p_floor q "
+    "significant n_trials n_firing status",
+    "tuning_curves": "source id recording_id window variable value mean sem n",
+    "covariates": "recording_id covariate",
+    "between": "variable hook split count is_true",
+    "between_summary": "variable hook",
+    "ablation": "hook dictionary recording_id ablated tested nats",
+    "ablation_summary": "hook dictionary recording_id specificity low high",
+}
+
+
+@dataclass
+class Paragraph:
+    """A line of text; ``kind`` is ``text``, ``verdict``, ``aside`` or ``absent``."""
+
+    text: str
+    kind: str = "text"
+
+
+@dataclass
+class Picture:
+    """A figure with the caption that explains it."""
+
+    figure: Figure
+    caption: str
+    alt: str
+    width: str = "100%"
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URI."""
+        return data_uri(self.figure)
+
+
+@dataclass
+class Grid:
+    """A table: headers, rows of text, its caption, and the rows shown in grey."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    muted: set[int] = field(default_factory=set)
+    text_columns: int = 1
+
+    def cells(self) -> list[list[str]]:
+        """Return the rows; where several text columns start a row, a repeated first is left out."""
+        rows = [list(row) for row in self.rows]
+        if self.text_columns > 1:
+            for above, row in zip(self.rows, rows[1:], strict=False):
+                row[0] = "" if row[0] == above[0] else row[0]
+        return rows
+
+
+@dataclass
+class Section:
+    """A part of the report."""
+
+    title: str
+    anchor: str
+    blocks: list[Paragraph | Picture | Grid] = field(default_factory=list)
+
+
+@dataclass
+class Answer:
+    """A question of the study, answered in a word and then in numbers."""
+
+    question: str
+    answer: str
+    numbers: str
+    tone: str = "plain"
+
+
+class Results:
+    """The tables of a results folder, read when asked for."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise NeuroLensError(
+                f"there is no results folder {self.folder}; give one that run_study wrote"
+            )
+        self._tables: dict[str, pd.DataFrame | None] = {}
+        path = self.folder / "provenance.json"
+        self.provenance: dict[str, Any] = read_json(path) if path.exists() else {}
+        if not self.provenance and not any(self.has(name) for name in COLUMNS):
+            raise NeuroLensError(
+                f"{self.folder} holds none of a study's tables; give a folder that run_study wrote"
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether the stage that writes this table was run."""
+        return (self.folder / f"{name}.parquet").exists()
+
+    def get(self, name: str) -> pd.DataFrame | None:
+        """Return a table, or None where its stage was not run.
+
+        Raises
+        ------
+        NeuroLensError
+            When the table cannot be read or lacks columns.
+        """
+        if name not in self._tables:
+            path = self.folder / f"{name}.parquet"
+            table = read_table(path) if path.exists() else None
+            if table is not None:
+                lacking = [c for c in COLUMNS[name].split() if c not in table]
+                if lacking:
+                    raise NeuroLensError(
+                        f"{path} lacks the column{'s' * (len(lacking) > 1)} "
+                        f"{', '.join(lacking)}; run its stage again with this version"
+                    )
+            self._tables[name] = None if table is None or table.empty else table
+        return self._tables[name]
+
+    def setting(self, *place: str, default: Any = None) -> Any:
+        """Return a field of the study that was run, as ``provenance.json`` has it."""
+        value: Any = self.provenance.get("study", {})
+        for part in place:
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+
+def absent(stage: str) -> Paragraph:
+    """Return the line that stands for a stage that was not run."""
+    return Paragraph(f"The stage that writes {stage} was not run.", kind="absent")
+
+
+def over_seeds(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Return mean, smallest and largest value over seeds of each of ``columns``.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``by``, in order of appearance; columns ``(name, "mean"|"min"|"max")``.
+    """
+    return table.groupby(by, sort=False, dropna=False)[columns].agg(["mean", "min", "max"])

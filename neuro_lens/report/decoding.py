@@ -1,0 +1,304 @@
+"""Decoding per recording, and what decoding with the dictionary in place keeps of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy.stats import binom
+
+from .blocks import Grid, Picture, Results, Section, absent, over_seeds
+from .style import (
+    BAND,
+    BLUE,
+    GREY,
+    INK,
+    VERMILION,
+    blank,
+    interval,
+    listing,
+    number,
+    plural,
+    styled,
+)
+
+
+def decoding_section(results: Results) -> Section:
+    """Return the section that shows how well each recording is decoded."""
+    section = Section("Decoding per recording", "decoding")
+    table = results.get("decoding")
+    if table is None:
+        section.blocks.append(absent("decoding"))
+        return section
+    summary = decoding_summary(table, "stimulus")
+    seeds = table["seed"].nunique()
+    section.blocks += [
+        Picture(
+            plot_decoding(table),
+            "Share of held-out windows decoded correctly. Filled: the transformer (large dot, mean "
+            f"over {plural(seeds, 'seed')}; small dots, each seed). Open: a linear decoder "
+            "fitted and tested on the identical split. Line and grey band: chance and its exact "
+            "binomial 95 % interval for that number of windows. One window is one trial.",
+            "Decoding accuracy of each recording beside chance",
+        ),
+        _decoding_grid(summary, seeds),
+    ]
+    return section
+
+
+def decoding_summary(table: pd.DataFrame, window: str) -> pd.DataFrame:
+    """Return accuracy over the held-out parts, per recording, variable and decoder.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``decoding`` table.
+    window : {"stimulus", "pre-stimulus"}
+
+    Returns
+    -------
+    DataFrame
+        ``recording_id``, ``variable``, ``decoder``, ``n_windows`` (of one seed), ``chance``,
+        ``chance_low``, ``chance_high`` (exact binomial 95 % interval), ``accuracy``, ``low``,
+        ``high`` (mean and range over seeds) and ``beats_chance`` (mean above the interval).
+    """
+    keys = ["recording_id", "variable", "decoder"]
+    columns = ["n_windows", "chance", "chance_low", "chance_high", "accuracy", "low", "high"]
+    rows = []
+    for place, group in seeds_of(table, window).groupby(keys, sort=False):
+        n, chance = int(group["n_windows"].iloc[0]), float(group["chance"].iloc[0])
+        chance_low, chance_high = binom.ppf([0.025, 0.975], n, chance) / n
+        accuracy = group["accuracy"]
+        numbers = [n, chance, chance_low, chance_high, accuracy.mean()]
+        rows.append([*place, *numbers, accuracy.min(), accuracy.max()])
+    summary = pd.DataFrame(rows, columns=keys + columns)
+    return summary.assign(beats_chance=summary["accuracy"] > summary["chance_high"])
+
+
+def seeds_of(table: pd.DataFrame, window: str) -> pd.DataFrame:
+    """Return accuracy of each seed, over the held-out parts together."""
+    held_out = table[(table["window"] == window) & (table["split"] != "fit")]
+    held_out = held_out.assign(right=held_out["accuracy"] * held_out["n_windows"])
+    keys = ["seed", "recording_id", "variable", "decoder"]
+    sums = held_out.groupby(keys, sort=False).agg(
+        n_windows=("n_windows", "sum"), right=("right", "sum"), chance=("chance", "first")
+    )
+    return sums.assign(accuracy=sums["right"] / sums["n_windows"]).reset_index()
+
+
+@styled
+def plot_decoding(table: pd.DataFrame, window: str = "stimulus") -> Figure:
+    """Plot accuracy per recording beside chance, a panel a variable.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``decoding`` table of a study.
+    window : {"stimulus", "pre-stimulus"}
+
+    Returns
+    -------
+    Figure
+    """
+    summary, seeds = decoding_summary(table, window), seeds_of(table, window)
+    variables = list(summary["variable"].unique())
+    recordings = by_accuracy(summary)
+    figure = blank(8.6, 0.9 + 0.36 * len(recordings))
+    axes = figure.subplots(1, len(variables), sharey=True, squeeze=False)[0]
+    for axis, variable in zip(axes, variables, strict=True):
+        for y, recording in enumerate(recordings):
+            _draw_recording(axis, y, *(_of(t, recording, variable) for t in (summary, seeds)))
+        axis.set(title=variable, xlim=(0, 1), xlabel="accuracy", ylim=(len(recordings) - 0.4, -0.6))
+        axis.set_yticks(range(len(recordings)), recordings)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    marks = [
+        Line2D([], [], ls="", marker="o", ms=7.5, color=BLUE, label="transformer"),
+        Line2D([], [], ls="", marker="o", ms=7, mfc="white", mec=INK, mew=1.2, label="linear"),
+        Patch(color="#dfe3e8", label="chance, 95 %"),
+    ]
+    figure.legend(handles=marks, loc="outside upper right", ncols=3, handletextpad=0.4)
+    return figure
+
+
+def _draw_recording(axis: Axes, y: int, rows: pd.DataFrame, dots: pd.DataFrame) -> None:
+    axis.plot([0, 1], [y, y], color=BAND, lw=0.8, zorder=0)
+    for row in rows.itertuples():
+        width = row.chance_high - row.chance_low
+        axis.barh(y, width, 0.62, left=row.chance_low, color="#dfe3e8", zorder=1)
+        axis.plot([row.chance] * 2, [y - 0.31, y + 0.31], color=GREY, lw=1, zorder=2)
+        if row.decoder == "linear":
+            axis.plot(row.accuracy, y, "o", ms=7, mfc="white", mec=INK, mew=1.2, zorder=3)
+        else:
+            colour = BLUE if row.beats_chance else GREY
+            axis.plot([row.low, row.high], [y, y], color=colour, lw=1.6, zorder=4)
+            axis.plot(row.accuracy, y, "o", ms=7.5, color=colour, zorder=5)
+            each = dots.loc[dots["decoder"] == row.decoder, "accuracy"]
+            if len(each) > 1:
+                axis.plot(each, [y + 0.24] * len(each), "o", ms=2.4, color=colour, zorder=5)
+
+
+def _of(table: pd.DataFrame, recording: str, variable: str) -> pd.DataFrame:
+    return table[(table["recording_id"] == recording) & (table["variable"] == variable)]
+
+
+def by_accuracy(summary: pd.DataFrame) -> list[str]:
+    """Return the recordings, the one that the transformer decodes best first."""
+    table = summary[summary["decoder"] == "transformer"]
+    table = table if len(table) else summary
+    return list(table.groupby("recording_id")["accuracy"].mean().sort_values(ascending=False).index)
+
+
+def _decoding_grid(summary: pd.DataFrame, n_seeds: int) -> Grid:
+    rows: list[list[str]] = []
+    muted = set()
+    variables = list(summary["variable"].unique())
+    for recording in by_accuracy(summary):
+        here = summary[summary["recording_id"] == recording]
+        cells, at_chance = [], []
+        for variable in variables:
+            one = {r.decoder: r for r in here[here["variable"] == variable].itertuples()}
+            ours, linear = one.get("transformer"), one.get("linear")
+            cells += [
+                _spread(ours.accuracy, ours.low, ours.high) if ours else "–",
+                number(linear.accuracy) if linear else "–",
+            ]
+            at_chance += [variable] * bool(ours and not ours.beats_chance)
+        if len(at_chance) == len(variables):
+            muted.add(len(rows))
+        note = f"at chance: {listing(at_chance)}" if at_chance else "above chance"
+        rows.append([recording, str(here["n_windows"].max()), *cells, note])
+    chances = summary.drop_duplicates("variable").itertuples()
+    levels = [
+        f"{r.variable} {number(r.chance, 3)} {interval(r.chance_low, r.chance_high, 3)}"
+        for r in chances
+    ]
+    return Grid(
+        ["recording", "windows", *(h for v in variables for h in (v, "linear")), ""],
+        rows,
+        "Accuracy on held-out windows, mean"
+        f"{' and range over seeds' if n_seeds > 1 else ' (one seed)'}, beside the linear decoder. "
+        f"Chance [exact binomial 95 %]: {'; '.join(levels)}. A recording is above chance where its "
+        "mean lies above that interval; one at chance is listed, not pooled with the others.",
+        muted,
+    )
+
+
+def dictionary_section(results: Results) -> Section:
+    """Return the section that shows what the SAEs keep of decoding, and how sparse they are."""
+    section = Section("The dictionary’s health", "dictionary")
+    table = results.get("sae_eval")
+    if table is None:
+        section.blocks.append(absent("sae_eval"))
+        return section
+    section.blocks += [
+        Picture(
+            plot_dictionary(table),
+            "Log-loss of the answers (nats a window, lower is better) with nothing changed "
+            "(filled), with the hook’s activations replaced by the SAE’s reconstruction (open), "
+            "and with the whole hook replaced by its mean (cross) or by zero (bar). Recordings at "
+            "chance are grey. Mean over seeds.",
+            "Log-loss with and without the SAE",
+        ),
+        _dictionary_grid(table),
+    ]
+    return section
+
+
+@styled
+def plot_dictionary(table: pd.DataFrame) -> Figure:
+    """Plot the log-loss of each recording bare, with the SAE, and with the hook removed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``sae_eval`` table.
+
+    Returns
+    -------
+    Figure
+    """
+    losses = ["loss_bare", "loss_sae", "loss_mean", "loss_zero"]
+    mean = table.groupby(["hook", "recording_id"], sort=False)[[*losses, "beats_chance"]].mean()
+    hooks = list(mean.index.unique("hook"))
+    recordings = mean["loss_bare"].groupby("recording_id").mean().sort_values().index
+    figure = blank(8.6, 0.9 + 0.33 * len(recordings))
+    axes = figure.subplots(1, len(hooks), sharey=True, sharex=True, squeeze=False)[0]
+    for axis, hook in zip(axes, hooks, strict=True):
+        for y, recording in enumerate(recordings):
+            if (hook, recording) not in mean.index:
+                continue
+            row = mean.loc[(hook, recording)]
+            colour = BLUE if row["beats_chance"] > 0.5 else GREY
+            span = row[losses]
+            axis.plot([span.min(), span.max()], [y, y], color="#dfe3e8", lw=1.2, zorder=0)
+            axis.plot(row["loss_zero"], y, "|", ms=8, color=GREY, mew=1.4)
+            axis.plot(row["loss_mean"], y, "x", ms=5, color=VERMILION, mew=1.4)
+            axis.plot(row["loss_sae"], y, "o", ms=8.5, mfc="none", mec=INK, mew=1.2)
+            axis.plot(row["loss_bare"], y, "o", ms=4.5, color=colour)
+        axis.set(title=hook, xlabel="log-loss (nats)", ylim=(len(recordings) - 0.4, -0.6))
+        axis.set_yticks(range(len(recordings)), list(recordings))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    marks = [
+        Line2D([], [], ls="", marker="o", ms=4.5, color=BLUE, label="bare"),
+        Line2D([], [], ls="", marker="o", ms=8.5, mfc="none", mec=INK, mew=1.2, label="SAE"),
+        Line2D([], [], ls="", marker="x", ms=5, color=VERMILION, mew=1.4, label="mean"),
+        Line2D([], [], ls="", marker="|", ms=8, color=GREY, mew=1.4, label="zero"),
+    ]
+    figure.legend(handles=marks, loc="outside upper right", ncols=4, handletextpad=0.4)
+    return figure
+
+
+def _dictionary_grid(table: pd.DataFrame) -> Grid:
+    columns = ["recovered", "agreement", "accuracy_bare", "accuracy_sae", "explained_variance"]
+    columns += [c for c in ("explained_variance_pca", "l0", "alive_fraction") if c in table]
+    keys = ["hook", "recording_id"]
+    keys += ["task"] if "task" in table and table["task"].nunique() > 1 else []
+    summary = over_seeds(table, keys, columns)
+    beats = table.groupby(keys, sort=False)["beats_chance"].mean() > 0.5
+    rows: list[list[str]] = []
+    muted = set()
+    for hook in table["hook"].unique():
+        of_hook = summary.loc[[hook]].sort_values(("accuracy_bare", "mean"), ascending=False)
+        for place, row in of_hook.iterrows():
+            if not beats.loc[place]:
+                muted.add(len(rows))
+            cells = [
+                "–" if c == "recovered" and not beats.loc[place] else _spread(*row[c])
+                for c in columns
+            ]
+            rows.append([*map(str, place), *cells])
+    names = {
+        "recovered": "loss recovered",
+        "agreement": "same answers",
+        "accuracy_bare": "accuracy bare",
+        "accuracy_sae": "with SAE",
+        "explained_variance": "variance explained",
+        "explained_variance_pca": "by PCA",
+        "l0": "L0",
+        "alive_fraction": "alive",
+    }
+    return Grid(
+        [k.removesuffix("_id") for k in keys] + [names[c] for c in columns],
+        rows,
+        "Loss recovered: (mean-ablated − with SAE) / (mean-ablated − bare), in log-loss, for "
+        "recordings above chance. Same answers: share of windows whose answer is the bare "
+        "decoder’s. Variance explained within the recording, beside PCA with as many components "
+        "as L0, the mean number of active features at a position. Alive: share of features that "
+        "fire at all. Mean over seeds, range in brackets.",
+        muted,
+        text_columns=len(keys),
+    )
+
+
+def _spread(mean: float, low: float, high: float) -> str:
+    """Write a mean with its range over seeds in brackets."""
+    if not np.isfinite(mean):
+        return "–"
+    if high - low < 0.005:
+        return number(mean)
+    return f"{number(mean)} ({number(low)}–{number(high)})"

@@ -1,0 +1,318 @@
+"""What removing features does: the ablation matrix beside all its controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .blocks import Grid, Paragraph, Picture, Results, Section, absent
+from .style import (
+    BLUE,
+    DIVERGING,
+    FAINT,
+    GREY,
+    INK,
+    VERMILION,
+    blank,
+    interval,
+    listing,
+    number,
+    p_value,
+    styled,
+)
+
+
+def ablation_section(results: Results) -> Section:
+    """Return the section on removal at the latents: what the decoder computes with."""
+    section = Section("Removing features while the decoder decodes", "ablation")
+    hooks = ablated_hooks(results)[0]
+    if not hooks:
+        section.blocks.append(absent("ablation"))
+    for hook in hooks:
+        section.blocks += _hook_blocks(results, hook, "verdict")
+    return section
+
+
+def decision_section(results: Results) -> Section | None:
+    """Return the section on removal at the readout's input, None where that was not done."""
+    hooks = ablated_hooks(results)[1]
+    if not hooks:
+        return None
+    section = Section("The decision, not evidence", "decision")
+    section.blocks.append(
+        Paragraph(
+            "At the readout’s input a feature is the decision itself: a constant taken from one "
+            "logit gives the same picture there. These rows say nothing about what the decoder "
+            "computes with; they are the yardstick for what an ablation looks like when it "
+            "merely turns an answer off."
+        )
+    )
+    for hook in hooks:
+        section.blocks += _hook_blocks(results, hook, "aside")
+    return section
+
+
+def ablated_hooks(results: Results) -> tuple[list[str], list[str]]:
+    """Return the ablated hooks: those before the readout's input, and the readout's input."""
+    summary = results.get("ablation_summary")
+    if summary is None:
+        return [], []
+    decision = results.setting("ablation", "decision_hook", default="hook_readout_in")
+    hooks = list(summary["hook"].unique())
+    return [h for h in hooks if h != decision], [h for h in hooks if h == decision]
+
+
+def chosen(summary: pd.DataFrame, n_features: int | None) -> pd.DataFrame:
+    """Return one number of features of each dictionary: the study's, else the largest."""
+    if "n_features" not in summary:
+        return summary
+    keys = ["hook", "dictionary", "recording_id"]
+
+    def pick(column: pd.Series) -> pd.Series:
+        wanted = n_features if (column == n_features).any() else column.max()
+        return (column == wanted) | column.isna()
+
+    return summary[summary.groupby(keys)["n_features"].transform(pick).astype(bool)]
+
+
+def verdicts(summary: pd.DataFrame) -> list[str]:
+    """Return in words whether the SAE's features are specific and which controls they beat.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        ``ablation_summary`` of one hook and recording.
+    """
+    sae = summary[summary["dictionary"] == "sae"]
+    if sae.empty:
+        return []
+    low, high, mean = sae["low"].min(), sae["high"].max(), sae["specificity"].mean()
+    side = "above" if low > 0 else "below" if high < 0 else "not separable from"
+    words = [
+        f"{sae['recording_id'].iloc[0]}: removing a value’s features costs its own trials "
+        f"{number(mean, sign=True)} nats more than the others {interval(low, high)}, "
+        f"{side} zero (bootstrap over repeat blocks, this recording only)."
+    ]
+    if "beaten" in summary:
+        judged = summary[(summary["dictionary"] != "sae") & summary["beaten"].notna()]
+        share = judged.groupby("dictionary", sort=False)["beaten"].agg(
+            lambda seeds: np.mean([bool(x) for x in seeds])
+        )
+        beaten = list(share.index[share == 1])
+        mixed = list(share.index[(share > 0) & (share < 1)])
+        standing = list(share.index[share == 0])
+        if beaten:
+            words.append(f"The SAE beats {listing(beaten)}.")
+        elif len(share):
+            words.append("The SAE beats none of its controls.")
+        if mixed:
+            words.append(f"It beats {listing(mixed)} in some seeds only.")
+        if standing:
+            words.append(f"It does not beat {listing(standing)}.")
+    if "words" in summary:
+        words += [w for w in dict.fromkeys(sae["words"]) if isinstance(w, str) and w]
+    return words
+
+
+@styled
+def plot_matrix(ablation: pd.DataFrame, unit: str = "°") -> Figure:
+    """Plot extra log-loss, value whose features are removed × value of the trial.
+
+    Parameters
+    ----------
+    ablation : DataFrame
+        Rows of the ``ablation`` table: ``ablated``, ``tested``, ``nats``; folds and seeds are
+        averaged.
+    unit : str
+        Written after each value.
+
+    Returns
+    -------
+    Figure
+    """
+    matrix = ablation.groupby(["ablated", "tested"])["nats"].mean().unstack("tested")
+    span = float(np.nanmax(np.abs(matrix.to_numpy()))) or 1.0
+    figure = blank(5.6, 4.6)
+    axis = figure.subplots()
+    image = axis.imshow(matrix, cmap=DIVERGING, vmin=-span, vmax=span)
+    for i, row in enumerate(matrix.to_numpy()):
+        for j, value in enumerate(row):
+            colour = "white" if abs(value) > 0.62 * span else INK
+            axis.text(j, i, number(value), ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(matrix.shape[1]), [_label(v, unit) for v in matrix.columns])
+    axis.set_yticks(range(matrix.shape[0]), [_label(v, unit) for v in matrix.index])
+    axis.set(xlabel="trials of", ylabel="features removed of")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axis, shrink=0.7, pad=0.03)
+    bar.set_label("extra log-loss (nats)")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@styled
+def plot_specificity(summary: pd.DataFrame) -> Figure:
+    """Plot the specificity of the SAE's features above that of every control.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        ``ablation_summary`` of one hook: ``dictionary``, ``recording_id``, ``specificity``,
+        ``low``, ``high``, and where there are ``matched_mean`` and ``matched_q95``; several
+        seeds are drawn beside each other.
+
+    Returns
+    -------
+    Figure
+    """
+    places = list(dict.fromkeys(zip(summary["dictionary"], summary["recording_id"], strict=True)))
+    places.sort(key=lambda place: place[0] != "sae")
+    figure = blank(8.6, 0.8 + 0.36 * len(places))
+    axis = figure.subplots()
+    axis.axvline(0, color=GREY, lw=0.8)
+    for y, (dictionary, recording) in enumerate(places):
+        rows = summary[
+            (summary["dictionary"] == dictionary) & (summary["recording_id"] == recording)
+        ]
+        colour = BLUE if dictionary == "sae" else INK
+        for offset, row in zip(_offsets(len(rows)), rows.itertuples(), strict=True):
+            _draw_matched(axis, y + offset, row)
+            axis.plot([row.low, row.high], [y + offset] * 2, color=colour, lw=1.4, zorder=2)
+            axis.plot(row.specificity, y + offset, "o", ms=5.5, color=colour, zorder=3)
+    several = summary["recording_id"].nunique() > 1
+    labels = [_row_label(d, r, several) for d, r in places]
+    axis.set_yticks(range(len(places)), labels)
+    axis.get_yticklabels()[0].set_fontweight("bold")
+    axis.set(ylim=(len(places) - 0.4, -0.6), xlabel="specificity: nats on target − nats on others")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    return figure
+
+
+def _draw_matched(axis, y: float, row) -> None:
+    """Draw where random sets matched on what they remove lie: mean to 95th percentile."""
+    mean, high = getattr(row, "matched_mean", None), getattr(row, "matched_q95", None)
+    if mean is None or high is None or not np.isfinite(mean) or not np.isfinite(high):
+        return
+    axis.plot([mean, high], [y, y], color=FAINT, lw=9, solid_capstyle="butt", zorder=0)
+    axis.plot([high, high], [y - 0.17, y + 0.17], color=VERMILION, lw=1.4, zorder=1)
+
+
+def _offsets(n: int) -> np.ndarray:
+    return np.zeros(1) if n == 1 else np.linspace(-0.22, 0.22, n)
+
+
+def _row_label(dictionary: str, recording: str, several: bool) -> str:
+    name = "SAE" if dictionary == "sae" else dictionary
+    return f"{name} · {recording}" if several and recording not in name else name
+
+
+def _label(value, unit: str) -> str:
+    return f"{value:g}{unit}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def _hook_blocks(results: Results, hook: str, kind: str) -> list:
+    """Return verdict, matrix, forest plot and table of one hook."""
+    summary = results.get("ablation_summary")
+    assert summary is not None
+    summary = summary[summary["hook"] == hook]
+    summary = chosen(summary, results.setting("ablation", "n_features"))
+    recordings = list(summary.loc[summary["dictionary"] == "sae", "recording_id"].unique())
+    blocks: list = []
+    for recording in recordings:
+        of_recording = summary[summary["recording_id"] == recording]
+        blocks += [Paragraph(words, kind) for words in verdicts(of_recording)]
+        blocks += _matrix_pictures(results, hook, recording)
+    n_controls = int(summary["n_controls"].max()) if "n_controls" in summary else 0
+    blocks.append(
+        Picture(
+            plot_specificity(summary),
+            f"Specificity of removal at {hook}: extra log-loss on the trials of the value whose "
+            "features are removed, minus that on the other trials, averaged over values. "
+            "Features chosen on one half of the held-out repeats and tested on the other, both "
+            "ways. Bar: 95 % interval, bootstrap over repeat blocks. Grey block: "
+            f"{n_controls or 'the'} random sets of features matched on what they remove from the "
+            "target’s trials, mean to 95th percentile (orange). One line a seed.",
+            "Specificity of the SAE and its controls",
+        )
+    )
+    blocks.append(_summary_grid(summary))
+    return blocks
+
+
+def _matrix_pictures(results: Results, hook: str, recording: str) -> list[Picture]:
+    """Return the matrix of one hook and recording, or nothing where there is none."""
+    ablation = results.get("ablation")
+    if ablation is None:
+        return []
+    rows = ablation[(ablation["hook"] == hook) & (ablation["recording_id"] == recording)]
+    rows = rows[rows["dictionary"] == "sae"]
+    if rows.empty:
+        return []
+    trials = rows.groupby("tested")["n_trials"].max().sum() if "n_trials" in rows else None
+    size = f", {int(trials)} trials a fold" if trials else ""
+    picture = Picture(
+        plot_matrix(rows, "°" if rows["tested"].dtype.kind in "iuf" else ""),
+        "Extra log-loss (nats) when the features of one value (row) are removed, on the trials of "
+        f"each value (column); {recording}{size}, mean over folds and seeds."
+        f"{_removed_share(rows)}",
+        "Ablation matrix",
+        width="66%",
+    )
+    return [picture]
+
+
+def _removed_share(rows: pd.DataFrame) -> str:
+    if "share_removed" not in rows:
+        return ""
+    target = rows["ablated"] == rows["tested"]
+    on, off = rows.loc[target, "share_removed"].mean(), rows.loc[~target, "share_removed"].mean()
+    return (
+        f" Anything was removed in {on:.0%} of the target’s trials and {off:.0%} of the others."
+    ).replace("%", " %")
+
+
+def _summary_grid(summary: pd.DataFrame) -> Grid:
+    """Return the table of what each dictionary's removal does, the SAE's first."""
+    changes = {
+        "on_target": "nats on",
+        "off_target": "off",
+        "recall_on": "recall on",
+        "recall_off": "off",
+        "auc_on": "AUC on",
+        "auc_off": "off",
+    }
+    shown = [c for c in changes if c in summary]
+    ranked = "p_rank" in summary and bool(summary["p_rank"].notna().any())
+    judged = "beaten" in summary and bool(summary["beaten"].notna().any())
+    rows = []
+    for (dictionary, recording), group in summary.groupby(
+        ["dictionary", "recording_id"], sort=False
+    ):
+        mean = group[[*shown, "specificity"]].astype(float).mean()
+        cells = [number(mean[c], sign=True) for c in shown]
+        spread = interval(group["low"].min(), group["high"].max())
+        cells.append(f"{number(mean['specificity'], sign=True)} {spread}")
+        if ranked:
+            floor = 1 / (group["n_controls"].max() + 1) if "n_controls" in group else None
+            cells.append(p_value(group["p_rank"].mean(), floor))
+        if judged:
+            cells.append(listing(list(dict.fromkeys(map(_yes, group["beaten"])))))
+        rows.append(["SAE" if dictionary == "sae" else str(dictionary), str(recording), *cells])
+    rows.sort(key=lambda row: row[0] != "SAE")
+    headers = ["removed", "recording", *(changes[c] for c in shown), "specificity [95 %]"]
+    headers += ["p among matched"] * ranked + ["SAE beats it"] * judged
+    return Grid(
+        headers,
+        rows,
+        "Changes on the trials of the value whose features are removed (on) and on the others "
+        "(off): log-loss in nats, recall, and the area under the curve of the value against the "
+        "rest, which a moved criterion leaves alone. Mean over seeds; the interval spans those of "
+        f"all seeds.{' p among matched: rank among random sets matched on what they remove.' * ranked}",
+        text_columns=2,
+    )
+
+
+def _yes(beaten: object) -> str:
+    return "–" if pd.isna(beaten) else "yes" if beaten else "no"

@@ -1,0 +1,264 @@
+"""Made-up tables of a study: six animals, one of them without signal, three seeds."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuro_lens.base import write_json, write_table
+
+RECORDINGS = ["mrcuts24", "mrcuts25", "mrcuts26", "mrcuts27", "mrcuts28", "mrcuts30"]
+DIRECTION = dict(zip(RECORDINGS, [0.24, 0.42, 0.13, 0.22, 0.54, 0.34], strict=True))
+ORIENTATION = dict(zip(RECORDINGS, [0.41, 0.63, 0.24, 0.37, 0.81, 0.52], strict=True))
+HOOK, LAST, DECISION = "blocks.1.hook_resid_post", "dec.hook_resid_post", "hook_readout_in"
+SEEDS = [0, 1, 2]
+VALUES = np.arange(0, 360, 45)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder with every table."""
+    folder = tmp_path / "results"
+    for name, table in made_up_tables().items():
+        write_table(table, folder, name)
+    write_json(folder / "provenance.json", made_up_provenance())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tables():
+    return made_up_tables()
+
+
+def made_up_tables():
+    rng = np.random.default_rng(0)
+    return {
+        "decoding": _decoding(rng),
+        "sae_eval": _sae_eval(rng),
+        "tuning": _tuning(rng),
+        "tuning_curves": _curves(rng),
+        "covariates": _covariates(rng),
+        "between": _between(rng),
+        "between_summary": _between_summary(),
+        "ablation": _ablation(rng),
+        "ablation_summary": _ablation_summary(rng),
+    }
+
+
+def made_up_provenance():
+    return {
+        "versions": {"python": "3.11.7", "neuro-lens": "0.1.0", "torch": "2.13.0"},
+        "command": ["neuro-lens", "demo", "--out", "demo"],
+        "finished": "2030-01-02T03:04:05+00:00",
+        "seeds": SEEDS,
+        "trials": {"select": [f"mrcuts28/{i:03d}" for i in range(32)]},
+        "study": {
+            "name": "V1 gratings",
+            "recordings": {"source": "sur_v1"},
+            "tuning": {"alpha": 0.05},
+            "ablation": {"decision_hook": DECISION, "n_features": 6},
+        },
+    }
+
+
+def _decoding(rng):
+    rows = []
+    for seed, name, decoder, window, split in product(
+        SEEDS,
+        RECORDINGS,
+        ["transformer", "linear"],
+        ["stimulus", "pre-stimulus"],
+        ["select", "report"],
+    ):
+        for variable, truth, chance in (
+            ("direction", DIRECTION, 0.125),
+            ("orientation", ORIENTATION, 0.25),
+        ):
+            accuracy = (
+                truth[name] if window == "stimulus" else chance + 0.15 * (truth[name] - chance)
+            )
+            if decoder == "linear":
+                accuracy += 1.1 * (accuracy - chance) * (1 - accuracy)
+            elif name != "mrcuts26":
+                accuracy += rng.normal(0, 0.03)
+            rows.append([seed, name, variable, decoder, window, split, 32, accuracy, 2.0, chance])
+    columns = "seed recording_id variable decoder window split n_windows accuracy log_loss chance"
+    table = pd.DataFrame(rows, columns=columns.split())
+    return table.assign(chance_low=table["chance"] - 0.1, chance_high=table["chance"] + 0.1)
+
+
+def _sae_eval(rng):
+    rows = []
+    for seed, hook, name in product(SEEDS, [HOOK, LAST], RECORDINGS):
+        bare = 2.1 - 1.5 * DIRECTION[name] + 0.02 * rng.normal()
+        mean = 2.3 + 0.05 * rng.normal()
+        sae = bare + (0.03 if hook == LAST else 0.06) * (mean - bare)
+        rows.append(
+            {
+                "seed": seed,
+                "hook": hook,
+                "recording_id": name,
+                "task": "direction",
+                "n_windows": 64,
+                "chance": 0.125,
+                "beats_chance": name not in ("mrcuts26",),
+                "loss_bare": bare,
+                "loss_sae": sae,
+                "loss_zero": mean + 0.4,
+                "loss_mean": mean,
+                "accuracy_bare": DIRECTION[name],
+                "accuracy_sae": DIRECTION[name] - 0.01,
+                "recovered": (mean - sae) / (mean - bare),
+                "agreement": 0.95 + 0.01 * rng.normal(),
+                "kl": 0.02,
+                "explained_variance": 0.82 + 0.02 * rng.normal(),
+                "explained_variance_pca": 0.78,
+                "l0": 8.1,
+                "alive_fraction": 0.71,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _tuning(rng):
+    rows = []
+    for seed, hook, name, variable, window in product(
+        SEEDS, [HOOK, LAST], RECORDINGS, ["direction", "orientation"], ["stimulus", "pre-stimulus"]
+    ):
+        strength = (DIRECTION[name] - 0.13) if window == "stimulus" else 0.01
+        for feature in range(24):
+            effect = float(rng.exponential(strength + 0.002))
+            p = max(0.0001, float(np.exp(-60 * effect)) * rng.uniform(0.2, 1))
+            sparse = feature % 6 == 5
+            rows.append(
+                {
+                    "seed": seed,
+                    "recording_id": name,
+                    "hook": hook,
+                    "variable": variable,
+                    "window": window,
+                    "kind": "circular",
+                    "feature": feature * 7,
+                    "effect_name": "omega2",
+                    "effect": np.nan if sparse else min(effect, 0.9),
+                    "effect_low": np.nan,
+                    "effect_high": np.nan,
+                    "preferred": float(
+                        rng.choice(VALUES) % (180 if variable == "orientation" else 360)
+                    ),
+                    "selectivity": min(effect * 1.5, 0.95),
+                    "p": np.nan if sparse else p,
+                    "p_floor": 0.0001,
+                    "q": np.nan if sparse else min(1.0, p * 5),
+                    "significant": (not sparse) and p * 5 < 0.05 and name != "mrcuts26",
+                    "n_trials": 64,
+                    "n_firing": 4 if sparse else 37,
+                    "status": "too sparse to tune" if sparse else "tested",
+                    "n_permutations": 9999,
+                    "family": "24 features",
+                    "split": "select",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _curves(rng):
+    rows = []
+    names = [("feature", str(7 * i)) for i in range(24)]
+    names += [("unit", f"mrcuts28/{i:02d}") for i in (3, 11, 17, 25, 31, 48)]
+    for (source, name), variable in product(names, ["direction", "orientation"]):
+        period = 360 if variable == "direction" else 180
+        preferred = 45 * (int(name) // 7 if source == "feature" else int(name[-2:]))
+        width = rng.uniform(1, 4)
+        for window, value in product(["stimulus", "pre-stimulus"], VALUES[period > VALUES]):
+            bump = np.exp(width * (np.cos(np.deg2rad((value - preferred) * 360 / period)) - 1))
+            mean = bump if window == "stimulus" else 0.12 + 0.1 * bump
+            offset = -0.15 if source == "unit" else 0.0
+            rows.append(
+                [source, name, "mrcuts28", window, variable, float(value), mean + offset, 0.07, 8]
+            )
+    columns = ["source", "id", "recording_id", "window", "variable", "value", "mean", "sem", "n"]
+    return pd.DataFrame(rows, columns=columns).assign(hook=HOOK, seed=0)
+
+
+def _covariates(rng):
+    rows = [
+        [name, covariate, 64, 0.13, 0.05, 0.22, 192, int(rng.integers(0, 3)), 0]
+        for name, covariate in product(RECORDINGS, ["running", "pupil"])
+    ]
+    columns = "recording_id covariate n_trials accuracy chance_low chance_high n_tested"
+    return pd.DataFrame(rows, columns=[*columns.split(), "n_significant", "n_both"])
+
+
+def _between(rng):
+    rows = []
+    for hook, pair in product([HOOK, LAST], combinations(RECORDINGS, 2)):
+        true = pair == ("mrcuts28", "mrcuts30")
+        count = 41 if true else int(rng.integers(9, 75))
+        rows.append(["genotype", hook, "+".join(pair), count, count * 0.3, true])
+    columns = ["variable", "hook", "split", "count", "total_effect", "is_true"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _between_summary():
+    rows = [["genotype", hook, 6, 15, 0.4, 1 / 15] for hook in (HOOK, LAST)]
+    return pd.DataFrame(rows, columns=["variable", "hook", "n_animals", "n_splits", "p", "p_floor"])
+
+
+def _ablation(rng):
+    rows = []
+    for hook, seed, fold, (a, b) in product(
+        [HOOK, DECISION], SEEDS, [0, 1], product(VALUES, repeat=2)
+    ):
+        apart = np.cos(np.deg2rad(a - b))
+        nats = 0.1 * apart + (0.6 if a == b else 0.0) + 0.08 * rng.normal()
+        rows.append([hook, "effect", "sae", "mrcuts28", "direction", a, b, 6, 4, nats, fold, seed])
+    columns = "hook role dictionary recording_id variable ablated tested n_features n_trials nats"
+    table = pd.DataFrame(rows, columns=[*columns.split(), "fold", "seed"])
+    return table.assign(share_removed=np.where(table["ablated"] == table["tested"], 0.9, 0.35))
+
+
+CONTROLS = {
+    "sae": (0.61, 0.07, None),
+    "random sets": (0.05, 0.04, True),
+    "random directions": (0.02, 0.03, True),
+    "signed PCs": (0.74, 0.09, False),
+    "random-weight SAE": (0.24, -0.01, True),
+    "raw dimensions": (0.40, 0.10, True),
+    "shuffled labels": (0.08, 0.07, True),
+    "logit-matched sets": (0.35, 0.12, True),
+    "constant bias": (1.20, -0.05, False),
+    "untrained decoder": (0.01, 0.01, True),
+    "features from mrcuts26": (-0.03, 0.01, None),
+}
+
+
+def _ablation_summary(rng):
+    rows = []
+    for hook, seed, (name, (on, off, beaten)) in product([HOOK, DECISION], SEEDS, CONTROLS.items()):
+        on = on + 0.03 * rng.normal()
+        rows.append(
+            {
+                "hook": hook,
+                "seed": seed,
+                "dictionary": name,
+                "recording_id": "mrcuts28",
+                "n_features": 0 if name == "constant bias" else 6,
+                "on_target": on,
+                "off_target": off,
+                "specificity": on - off,
+                "low": on - off - 0.2,
+                "high": on - off + 0.2,
+                "matched_q95": 0.26 if name == "sae" else np.nan,
+                "matched_mean": -0.08 if name == "sae" else np.nan,
+                "p_rank": 0.001 if name == "sae" else np.nan,
+                "n_controls": 999,
+                "recall_on": -0.4 * on,
+                "recall_off": -0.02,
+                "auc_on": -0.1 * on,
+                "auc_off": 0.0,
+                "beaten": beaten if hook == HOOK else None,
+            }
+        )
+    return pd.DataFrame(rows)
