@@ -5,7 +5,25 @@ import pandas as pd
 import pytest
 
 from neuro_lens.decoders import PUBLISHED_READOUTS, CalciumPOYOPlus
+from neuro_lens.recordings import find_data, load_recordings, sur_v1
 from neuro_lens.recordings.layout import build_recording, split_domains, write_recording
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder with the Sur-lab .mat files; skips where this machine does not have it."""
+    folder = find_data("sur_v1", download=False)
+    if folder is None:
+        pytest.skip("no real recordings: neither NEURO_LENS_DATA nor ../shared/data holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_recordings(real_data, tmp_path_factory):
+    """The six Sur-lab mice, imported once."""
+    folder = tmp_path_factory.mktemp("sur_v1")
+    sur_v1(real_data, folder)
+    return load_recordings(folder)
 
 
 @pytest.fixture(scope="session")

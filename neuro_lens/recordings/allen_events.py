@@ -111,7 +111,7 @@ def _read(source: Path) -> Data:
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as contents:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as contents:
             return {name: contents[name] for name in names}
     except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
         raise NeuroLensError(

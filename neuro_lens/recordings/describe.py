@@ -9,6 +9,8 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, track
 
+from .windows import trial_table
+
 if TYPE_CHECKING:
     from torch_brain.data import Data
     from torch_brain.datasets import Dataset
@@ -48,29 +50,23 @@ def describe_recording(data: Data, recording_id: str | None = None) -> pd.DataFr
     NeuroLensError
         When the recording has no grating trials.
     """
-    trials = data.drifting_gratings
-    if len(trials) == 0:
-        raise NeuroLensError("the recording has no grating trials to describe; choose another")
+    name = recording_id or str(data.session.id)
+    table = trial_table(data, name, "drifting_gratings")
     response_tn = trial_responses(data)
-    direction = np.asarray(trials.orientation)
-    labels = [direction]
-    if hasattr(trials, "temporal_frequency"):
-        labels.append(np.asarray(trials.temporal_frequency))
-    residual_tn = residuals(response_tn, *labels)
-    return pd.DataFrame(
-        {
-            "recording_id": [recording_id or str(data.session.id)],
-            "n_units": [response_tn.shape[1]],
-            "n_trials": [len(trials)],
-            "direction_accuracy": [linear_accuracy(response_tn, direction, trials.block)],
-            "orientation_accuracy": [linear_accuracy(response_tn, direction % 180, trials.block)],
-            "lag1": [lag1_correlation(residual_tn)],
-            "noise_correlation": [noise_correlation(residual_tn)],
-            "event_rate": [
-                event_rate(data.calcium_traces.df_over_f, data.calcium_traces.sampling_rate)
-            ],
-        }
-    )
+    block, direction = table["block"].to_numpy(), table["direction"].to_numpy()
+    known = [column for column in ("direction", "temporal_frequency") if column in table]
+    residual_tn = residuals(response_tn, *(table[column].to_numpy() for column in known))
+    row: dict[str, Any] = {
+        "recording_id": name,
+        "n_units": response_tn.shape[1],
+        "n_trials": len(table),
+        "direction_accuracy": linear_accuracy(response_tn, direction, block),
+        "orientation_accuracy": linear_accuracy(response_tn, direction % 180, block),
+        "lag1": lag1_correlation(residual_tn),
+        "noise_correlation": noise_correlation(residual_tn),
+        "event_rate": event_rate(data.calcium_traces.df_over_f, data.calcium_traces.sampling_rate),
+    }
+    return pd.DataFrame([row])
 
 
 def trial_responses(data: Data, window: tuple[float, float] = RESPONSE_WINDOW) -> np.ndarray:
@@ -160,6 +156,11 @@ def linear_accuracy(
         No block is in both parts of a fold.
     n_folds : int
         At most the number of blocks.
+
+    Raises
+    ------
+    NeuroLensError
+        When there are fewer than two blocks.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -167,6 +168,10 @@ def linear_accuracy(
     from sklearn.preprocessing import StandardScaler
 
     block, label = np.asarray(block), np.asarray(label).astype(str)
+    if len(np.unique(block)) < 2:
+        raise NeuroLensError(
+            f"the {len(block)} trials are in one repeat block; cross-validation needs two or more"
+        )
     folds = GroupKFold(min(n_folds, len(np.unique(block))))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     predicted = cross_val_predict(model, response_tn, label, groups=block, cv=folds)

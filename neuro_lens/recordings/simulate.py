@@ -196,7 +196,7 @@ def _state(rng: np.random.Generator, trials: pd.DataFrame, confound: bool) -> pd
     shared, urge, arousal = fluctuation(rng, (n, 3), 4.0, SAMPLING_RATE).T
     if confound:
         near = np.cos(np.deg2rad(trials["direction"].to_numpy()))
-        urge = urge + 1.5 * (near[:, None] * (_profile() > 0)).ravel()
+        urge = urge + 2.0 * (near[:, None] * (_profile() > 0)).ravel()
     running = 20.0 * np.clip(urge - 1.0, 0.0, 1.5)
     pupil = 0.7 * arousal + 0.3 * shared + running / 20.0
     pupil = (pupil - pupil.mean()) / pupil.std()

@@ -45,7 +45,7 @@ def draw_units(rng: np.random.Generator, animal: dict, snr: float) -> pd.DataFra
     responsive = np.arange(n) >= round(animal["unresponsive"] * n)
     rng.shuffle(responsive)
     noise = 0.28 * np.exp(0.25 * rng.standard_normal(n))
-    amplitude = 1.6 * snr * animal["gain"] * animal["signal_to_noise"] * rng.gamma(2.0, 0.5, n)
+    amplitude = 1.8 * snr * animal["gain"] * animal["signal_to_noise"] * rng.gamma(2.0, 0.5, n)
     return pd.DataFrame(
         {
             "recording_id": animal["recording_id"],
@@ -55,15 +55,15 @@ def draw_units(rng: np.random.Generator, animal: dict, snr: float) -> pd.DataFra
             "direction_width": rng.uniform(15, 50, n),
             "direction_selectivity": rng.beta(1.5, 1.5, n),
             "preferred_temporal_frequency": 2 ** rng.uniform(0, 3, n),
-            "temporal_frequency_width": rng.uniform(0.7, 2.5, n),
+            "temporal_frequency_width": rng.uniform(0.5, 2.0, n),
             "amplitude": np.where(responsive, amplitude, 0.0),
-            "baseline": 0.24 * animal["baseline"] * rng.gamma(2.0, 0.5, n),
+            "baseline": 0.25 * animal["baseline"] * rng.gamma(2.0, 0.5, n),
             "shared_gain": animal["shared_gain"] * rng.uniform(0.5, 1.5, n),
-            "running_gain": 0.2 + 0.2 * rng.standard_normal(n),
+            "running_gain": 0.3 + 0.2 * rng.standard_normal(n),
             "pupil_gain": 0.15 + 0.1 * rng.standard_normal(n),
             "rise": rng.uniform(0.04, 0.12, n),
             "decay": animal["decay"] * rng.uniform(0.2, 0.6, n),
-            "spike_size": rng.uniform(0.55, 1.3, n),
+            "spike_size": rng.uniform(0.6, 1.4, n),
             "saturation": rng.uniform(2.0, 5.0, n),
             "neuropil": animal["neuropil"] * rng.uniform(0.5, 1.5, n),
             "drift": 0.03 * rng.uniform(0.3, 1.5, n),
