@@ -20,8 +20,6 @@ from .taps import Site
 INSIDE = ("hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons")
 MODES = ("zero", "mean", "resample")
 
-NewCodes = Callable[[Tensor, Tensor | None], Tensor]
-
 
 @dataclass(eq=False)
 class Splice:
@@ -38,8 +36,8 @@ class Splice:
     use_error_term : bool
     features : list of int
     new_codes : callable, optional
-        ``new_codes(codes, window)`` gives the features' new codes ``(..., len(features))`` from
-        the old ones; ``window`` says of which window each row is, where the rows are flattened.
+        ``new_codes(codes, run, site)`` gives the features' new codes ``(..., len(features))``
+        from the old ones.
     """
 
     site: Site
@@ -55,6 +53,11 @@ class Splice:
             raise NeuroLensError(
                 f"the SAE reads {self.sae.cfg.d_in} dimensions (d_in), and {self.site.name!r} has "
                 f"{flat.shape[-1]}; attach it at the hook it was trained on"
+            )
+        if flat.device != self.sae.W_dec.device:
+            raise NeuroLensError(
+                f"the SAE is on {self.sae.W_dec.device} and {self.site.name!r} on {flat.device}; "
+                "move it with sae.to(...)"
             )
         heard = [n for n in INSIDE if self._live(n, run)]
         with self._heard(heard, run):

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities import Slice
 
-from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
-from . import axes
+from ..base import Batch, NeuroLensError, Task, as_batch
 from .eager import eager
 from .plan import Plan
 from .points import Point
 from .registry import FromInputs
 from .run import LIVE_CALL, Run, current
 from .splicing import SaeVerbs
-from .taps import Axis, Site
+from .taps import Site
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -71,7 +69,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
 
     def setup(self) -> None:
         """Make the hook points; the decoder's modules are left untouched."""
-        self.hook_dict = {name: Point(name, self._live) for name in self.sites}
+        self.hook_dict: dict[str, Any] = {n: Point(n, self._live) for n in self.sites}
         self.mod_dict = self.hook_dict  # type: ignore[assignment]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,67 +129,26 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             )
         else:
             output, cache = self._live_call(model_args, model_kwargs, **run)
-            if not reset_hooks_end:
-                self.is_caching = True
+        if not reset_hooks_end:
+            self.add_caching_hooks(list(names), incl_bwd, device, remove_batch_dim, cache)
         if pos_slice is not None:
             piece = Slice.unwrap(pos_slice)
-            cache = {k: piece.apply(v, dim=self._position_dim(k)) for k, v in cache.items()}
+            cache = {k: self._sliced(k, v, piece) for k, v in cache.items()}
         if remove_batch_dim:
             cache = {k: v[0] for k, v in cache.items()}
         if return_cache_object:
             return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
         return output, cache
 
-    def hook_table(self) -> pd.DataFrame:
-        """Return a row per hook point: name, axis, module, kind, n_heads, optional."""
-        sites = (self._site(name) for name in self.hook_dict)
-        return pd.DataFrame(
-            [
-                {
-                    "name": s.name,
-                    "axis": ", ".join(s.axis) if isinstance(s.axis, tuple) else s.axis,
-                    "module": s.module,
-                    "kind": s.kind,
-                    "n_heads": s.n_heads,
-                    "optional": s.optional,
-                }
-                for s in sites
-            ]
-        ).astype({"n_heads": "Int64"})
-
-    def axis(self, name: str) -> Axis | None:
-        """Return the axis of a hook point; a (query, key) pair for scores and pattern."""
-        return self._site(self._known(name)).axis
-
-    def vectors(self, name: str, value: Tensor, inputs: Any) -> axes.Vectors:
-        """Return the valid rows of ``value``, what hook point ``name`` saw in a call.
-
-        Parameters
-        ----------
-        name : str
-        value : Tensor
-        inputs : dict, Batch or tuple
-            What the decoder was called with.
-
-        Raises
-        ------
-        NeuroLensError
-            When the call lacks the mask of the hook point's axis, and for scores, pattern and
-            rotated tensors, which hold no vector a position.
-        """
-        batch = as_batch(inputs)
-        named = self.named_inputs(batch.args, batch.inputs)
-        site = self._site(self._known(name))
-        return axes.vectors(site, value, named, self.masks, self.timestamps)
-
-    def named_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a call's inputs by the names that the decoder's forward gives them."""
-        if not args:
-            return dict(kwargs)
-        bound = inspect.signature(self.decoder.forward).bind_partial(*args, **kwargs).arguments
-        return {**bound, **kwargs}
-
-    def add_hook(self, name: Any, hook: Any, dir: Any = "fwd", **kwargs: Any) -> None:
+    def add_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: Any,
+        dir: Any = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
         """Attach a hook to a point by name, or to those that a predicate picks.
 
         Raises
@@ -199,13 +156,37 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         NeuroLensError
             For an unknown name and for a predicate that picks none.
         """
+        placing: Any = {"is_permanent": is_permanent, "level": level, "prepend": prepend}
         if isinstance(name, str):
             point = self.hook_dict[self._known(name)]
-            self.check_hooks_to_add(point, name, hook, dir=dir)
-            point.add_named(hook, dir=dir, **kwargs)  # type: ignore[attr-defined]
-        else:
-            for picked in self._names(name):
-                self.check_and_add_hook(self.hook_dict[picked], picked, hook, dir=dir, **kwargs)
+            self.check_hooks_to_add(point, name, hook, dir, is_permanent, prepend)
+            point.add_named(hook, dir=dir, **placing)
+            return
+        for picked in self._names(name):
+            self.check_and_add_hook(self.hook_dict[picked], picked, hook, dir, **placing)
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Attach transformer-lens's caching hooks; they stay until `reset_hooks`."""
+        return super().add_caching_hooks(list(self._names(names_filter)), *args, **kwargs)
+
+    def get_caching_hooks(
+        self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any
+    ) -> tuple[dict, list, list]:
+        """Return a cache and the hooks that fill it, without attaching them.
+
+        Those asked for by a predicate, or without a filter, may stay silent where optional.
+        """
+        names = list(self._names(names_filter))
+        cache, forward, backward = super().get_caching_hooks(names, *args, **kwargs)
+        if names_filter is None or callable(names_filter):
+            forward = [(partial(str.__eq__, name), hook) for name, hook in forward]
+            backward = [(partial(str.__eq__, name), hook) for name, hook in backward]
+        return cache, forward, backward
 
     def remove_all_hook_fns(
         self,
@@ -235,15 +216,6 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
     def _enable_hook(self, name: Any, hook: Any, dir: Any) -> None:
         self.add_hook(name, hook, dir=dir, level=self.context_level)
 
-    def _known(self, name: str) -> str:
-        if name not in self.hook_dict:
-            hint = f"hooked.hook_table() lists all {len(self.hook_dict)}"
-            check_choice("hook", name, self.hook_dict, hint)
-        return name
-
-    def _site(self, name: str) -> Site:
-        return self.sites[name]
-
     def _names(self, given: NamesFilter) -> tuple[str, ...]:
         """Return the hook points that a names filter asks for."""
         if isinstance(given, str):
@@ -262,8 +234,15 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             )
         return names
 
-    def _position_dim(self, name: str) -> int:
-        return -3 if self._site(name).n_heads and not isinstance(self.axis(name), tuple) else -2
+    def _sliced(self, name: str, value: Tensor, piece: Slice) -> Tensor:
+        """Return a slice of the positions; of the queries, for scores and pattern."""
+        site = self._site(name)
+        if site.select is not None:
+            raise NeuroLensError(f"{name!r} is flat, without a position axis that pos_slice= cuts")
+        if site.axis == "window":
+            return value
+        heads_last = site.n_heads is not None and not isinstance(site.axis, tuple)
+        return piece.apply(value, dim=-3 if heads_last else -2)
 
     def _live_call(
         self,

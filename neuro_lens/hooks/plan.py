@@ -79,7 +79,7 @@ class _Port:
             module._forward_hooks[key] = self._post
         if self.attention and getattr(module, "use_xformers", False):
             self.fused = module.use_xformers
-            module.use_xformers = False  # xformers' kernel is no torch function
+            vars(module)["use_xformers"] = False  # xformers' kernel is no torch function
 
     def remove(self, key: int) -> None:
         module = self.module
@@ -89,7 +89,7 @@ class _Port:
         if self.after:
             module._forward_hooks.pop(key, None)
         if self.fused:
-            module.use_xformers = self.fused
+            vars(module)["use_xformers"] = self.fused
             self.fused = None
 
     def _pre(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

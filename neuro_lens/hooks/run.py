@@ -60,6 +60,11 @@ class Run:
     def fire(self, name: str, x: Tensor) -> Tensor:
         """Show ``x`` to the hooks, the cache and the splice of a point; return what it becomes."""
         self.fired.add(name)
+        if x.is_nested:
+            raise NeuroLensError(
+                f"{name!r} is a nested tensor, from PyTorch's fast path for padded transformer "
+                "layers; call torch.backends.mha.set_fastpath_enabled(False) first"
+            )
         value = x
         watched = self.grad and not x.is_inference()
         version = x._version if watched else 0

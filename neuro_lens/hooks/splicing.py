@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base import NeuroLensError, check_choice, hash_module
 from .axes import refuse_vectors
+from .described import Described
 from .edits import INSIDE, MODES, Clamp, FromReference, Splice, zero
 from .points import Point
 from .taps import Site
@@ -17,12 +19,9 @@ from .taps import Site
 Saes = Any
 
 
-class SaeVerbs:
+class SaeVerbs(Described):
     """The part of `HookedDecoder` that attaches dictionaries."""
 
-    decoder: nn.Module
-    sites: dict[str, Site]
-    hook_dict: dict[str, Any]
     _live: dict[str, Point]
     _splices: dict[str, Splice]
 
@@ -224,7 +223,7 @@ class SaeVerbs:
         name = hook or metadata.hook_name
         if not isinstance(name, str):
             raise NeuroLensError("the SAE names no hook of its own; say which with hook=")
-        self._known(name)  # type: ignore[attr-defined]
+        self._known(name)
         refuse_vectors(self.sites[name])
         trained_on = metadata.decoder_hash
         if isinstance(trained_on, str) and not allow_other_decoder:
@@ -245,7 +244,11 @@ def feature_list(sae: Any, features: Sequence[int] | Tensor) -> list[int]:
     NeuroLensError
         For one that is out of range or named twice.
     """
-    chosen = [int(f) for f in (features.tolist() if isinstance(features, Tensor) else features)]
+    given = features.tolist() if isinstance(features, Tensor) else list(features)
+    try:
+        chosen = [operator.index(f) for f in given]
+    except TypeError:
+        raise NeuroLensError(f"features must be whole numbers, and {given!r} was given") from None
     d_sae = sae.cfg.d_sae
     wrong = [f for f in chosen if not 0 <= f < d_sae]
     if wrong:
