@@ -1,7 +1,7 @@
 """What every room shares: batches, tasks, errors, files, progress and cells."""
 
 from .batch import Batch, as_batch
-from .cells import Cell, run_cells
+from .cells import Cell, run_cell, run_cells
 from .errors import NeuroLensError, check_choice, nearest
 from .files import (
     atomic_folder,
@@ -38,6 +38,7 @@ __all__ = [
     "provenance",
     "read_json",
     "read_table",
+    "run_cell",
     "run_cells",
     "track",
     "write_json",

@@ -13,10 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
+_shown: list[Progress] = []
+
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """Show a bar while the block runs.
+    """Show a bar while the block runs; a bar inside another's block stands below it.
 
     Parameters
     ----------
@@ -28,24 +30,21 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
     Yields
     ------
     callable
-        ``advance(n=1, note="")`` moves the bar by ``n`` and shows ``note`` beside it.
+        ``advance(n=1, note=None)`` moves the bar by ``n`` and shows ``note`` beside it.
         ``NEURO_LENS_PROGRESS=0`` in the environment hides all bars.
     """
-    hidden = os.environ.get("NEURO_LENS_PROGRESS") == "0" or not sys.stderr.isatty()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+    with _display() as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
             bar.update(task, advance=n, **({} if note is None else {"note": note}))
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            if len(_shown) > 1:
+                bar.remove_task(task)
+            _shown.pop()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -56,3 +55,23 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         for item in items:
             yield item
             advance()
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """Give the display that is up, or put one up for the block; there can be one at a time."""
+    if _shown:
+        _shown.append(_shown[0])
+        yield _shown[0]
+        return
+    hidden = os.environ.get("NEURO_LENS_PROGRESS") == "0" or not sys.stderr.isatty()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+        _shown.append(bar)
+        yield bar

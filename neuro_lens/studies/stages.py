@@ -15,19 +15,25 @@ from torch import nn
 from ..base import NeuroLensError, hash_json, write_json, write_table
 
 TRIALS = "drifting_gratings"
+DURING = "stimulus"
+BEFORE = "pre-stimulus"
 
 
-def recordings(folder: Path, source: str, simulate: Mapping[str, Any] | None, seed: int) -> None:
-    """Import or simulate the recordings of a study into ``folder``."""
-    from ..recordings import allen_events, find_data, sur_v1_or_simulated
+def recordings(
+    folder: Path, source: str, simulate: Mapping[str, Any] | None, files: str | None, seed: int
+) -> None:
+    """Import or simulate the recordings of a study into ``folder``, or link to a user's own.
+
+    ``files`` is a hash of what lies in a user's folder; it only gives the cell its name.
+    """
+    from ..recordings import allen_events, find_data, load_recordings, sur_v1_or_simulated
     from ..recordings import simulate as write_simulated
 
     if simulate is not None:
         write_simulated(folder, **{"seed": seed, **simulate})
-        made = "simulated"
     elif source == "sur_v1":
-        made = sur_v1_or_simulated(folder, seed=seed)
-    else:
+        write_json(folder / "source.json", sur_v1_or_simulated(folder, seed=seed))
+    elif source == "allen_events":
         found = find_data(source)
         if found is None:
             raise NeuroLensError(
@@ -35,8 +41,9 @@ def recordings(folder: Path, source: str, simulate: Mapping[str, Any] | None, se
                 "set NEURO_LENS_DATA to the folder that holds them"
             )
         allen_events(found, folder)
-        made = source
-    write_json(folder / "source.json", made)
+    else:
+        for name in load_recordings(source).recording_ids:
+            (folder / f"{name}.h5").symlink_to(Path(source) / f"{name}.h5")
 
 
 def decoder(
