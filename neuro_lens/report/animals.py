@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
-from .style import FAINT, VERMILION, blank, number, p_value, plural, styled
+from .notes import DATE, is_sur_v1
+from .style import FAINT, VERMILION, blank, listing, number, p_value, plural, styled
 
 
 def animals_section(results: Results) -> Section:
@@ -31,6 +32,9 @@ def animals_section(results: Results) -> Section:
         )
     )
     section.blocks.append(_between_grid(table, results.get("between_summary")))
+    confounds = results.get("between_confounds")
+    if confounds is not None:
+        section.blocks.append(_confounds_grid(confounds))
     section.blocks += [Paragraph(text) for text in limits(results)]
     return section
 
@@ -100,7 +104,9 @@ def plot_between(table: pd.DataFrame) -> Figure:
 
 
 def _between_grid(table: pd.DataFrame, summary: pd.DataFrame | None) -> Grid:
-    ranks = between_ranks(table)
+    by_effect = {}
+    if summary is not None and "p_effect" in summary:
+        by_effect = summary.groupby(["variable", "hook"])["p_effect"].mean().to_dict()
     rows = [
         [
             r.variable,
@@ -109,15 +115,40 @@ def _between_grid(table: pd.DataFrame, summary: pd.DataFrame | None) -> Grid:
             f"{number(r.low, 0)} to {number(r.high, 0)}",
             str(r.n_splits),
             p_value(r.p, r.p_floor),
+            *([p_value(by_effect.get((r.variable, r.hook)), r.p_floor)] if by_effect else []),
             p_value(r.p_floor),
         ]
-        for r in ranks.itertuples(index=False)
+        for r in between_ranks(table).itertuples(index=False)
     ]
+    headers = ["variable", "hook", "true split", "other splits", "splits", "p by number"]
     return Grid(
-        ["variable", "hook", "true split", "other splits", "splits", "p", "smallest p possible"],
+        [*headers, *["p by size"] * bool(by_effect), "smallest p possible"],
         rows,
         "Features that differ between the groups, for the true split and the others. p: share of "
-        "splits, the true one among them, with as many features or more.",
+        "splits, the true one among them, with as many such features or more (by number)"
+        f"{', or with as large a mean effect (by size)' if by_effect else ''}. Mean over seeds.",
+        text_columns=2,
+    )
+
+
+def _confounds_grid(table: pd.DataFrame) -> Grid:
+    """Return what else is known of the animals, and how it goes with their groups."""
+    rows = [
+        [
+            str(r.variable),
+            str(r.covariate).replace("_", " "),
+            number(r.association),
+            p_value(getattr(r, "p", None)),
+            "yes" if r.separates else "no",
+        ]
+        for r in table.drop_duplicates(["variable", "covariate"]).itertuples()
+    ]
+    return Grid(
+        ["variable", "covariate", "association", "p", "tells the groups apart"],
+        rows,
+        "What else is known of the animals. Association: share of its variance between animals "
+        "that the groups explain; p over the same splits. Where it tells the groups apart by "
+        "itself, an effect of the variable cannot be separated from it in these animals.",
         text_columns=2,
     )
 
@@ -136,13 +167,20 @@ def limits(results: Results) -> list[str]:
                 f"{p_value(row.p_floor)}: {row.variable} cannot reach p < {alpha:g} here, "
                 "whatever the features do."
             )
-    summary = results.get("between_summary")
-    if summary is not None and "words" in summary:
-        words += [w for w in dict.fromkeys(summary["words"]) if isinstance(w, str) and w]
-    if results.setting("recordings", "source") == "sur_v1":
-        words.append(
-            "Genotype is confounded with the date of imaging: all GAT3-edited mice were imaged "
-            "on 3 and 4 August 2023, the controls on 9 and 14 August. A difference between the "
-            "groups could be one between the dates."
-        )
+        apart = _confounds(results, row.variable)
+        if apart:
+            words.append(
+                f"The groups are also told apart by {listing(apart)}, from which an effect of "
+                f"{row.variable} cannot be separated in these animals."
+            )
+    if is_sur_v1(results):
+        words.append(DATE)
     return words
+
+
+def _confounds(results: Results, variable: str) -> list[str]:
+    table = results.get("between_confounds")
+    if table is None:
+        return []
+    found = table[(table["variable"] == variable) & table["separates"].astype(bool)]
+    return [str(name).replace("_", " ") for name in found["covariate"].unique()]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .animals import between_ranks, limits
+from .animals import between_ranks
 from .blocks import Answer, Results
 from .decoding import by_accuracy, decoding_summary
 from .features import during_stimulus
+from .notes import is_sur_v1
 from .removal import ablated_hooks, chosen
 from .style import interval, listing, number, p_value, plural
 
@@ -157,7 +158,7 @@ def _animals(results: Results) -> Answer | None:
         f"{number(row.high, 0)} for the {row.n_splits - 1} others "
         f"(p {p_value(row.p, row.p_floor)}; smallest p possible {p_value(row.p_floor)})."
     )
-    if any("confounded" in words for words in limits(results)):
+    if is_sur_v1(results):
         text += f" {row.variable.capitalize()} is confounded with the date of imaging."
     return Answer(
         f"Do features stand for {row.variable}?",

@@ -20,9 +20,10 @@ COLUMNS = {
     "tuning": "recording_id hook variable feature effect_name effect preferred p p_floor q "
     "significant n_trials n_firing status",
     "tuning_curves": "source id recording_id window variable value mean sem n",
-    "covariates": "recording_id covariate",
+    "covariates": "recording_id hook covariate feature r p_floor significant n_trials status",
     "between": "variable hook split count is_true",
     "between_summary": "variable hook",
+    "between_confounds": "variable covariate association separates",
     "ablation": "hook dictionary recording_id ablated tested nats",
     "ablation_summary": "hook dictionary recording_id specificity low high",
 }
@@ -90,7 +91,14 @@ class Answer:
 
 
 class Results:
-    """The tables of a results folder, read when asked for."""
+    """The tables of a results folder.
+
+    Raises
+    ------
+    NeuroLensError
+        When there is no such folder, it holds no table, or a table cannot be read or lacks
+        columns.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -98,38 +106,35 @@ class Results:
             raise NeuroLensError(
                 f"there is no results folder {self.folder}; give one that run_study wrote"
             )
-        self._tables: dict[str, pd.DataFrame | None] = {}
         path = self.folder / "provenance.json"
         self.provenance: dict[str, Any] = read_json(path) if path.exists() else {}
-        if not self.provenance and not any(self.has(name) for name in COLUMNS):
+        self._tables = {name: self._read(name) for name in COLUMNS}
+        if not self.provenance and all(table is None for table in self._tables.values()):
             raise NeuroLensError(
                 f"{self.folder} holds none of a study's tables; give a folder that run_study wrote"
             )
 
-    def has(self, name: str) -> bool:
-        """Whether the stage that writes this table was run."""
-        return (self.folder / f"{name}.parquet").exists()
-
     def get(self, name: str) -> pd.DataFrame | None:
-        """Return a table, or None where its stage was not run.
-
-        Raises
-        ------
-        NeuroLensError
-            When the table cannot be read or lacks columns.
-        """
-        if name not in self._tables:
-            path = self.folder / f"{name}.parquet"
-            table = read_table(path) if path.exists() else None
-            if table is not None:
-                lacking = [c for c in COLUMNS[name].split() if c not in table]
-                if lacking:
-                    raise NeuroLensError(
-                        f"{path} lacks the column{'s' * (len(lacking) > 1)} "
-                        f"{', '.join(lacking)}; run its stage again with this version"
-                    )
-            self._tables[name] = None if table is None or table.empty else table
+        """Return a table, or None where its stage was not run."""
         return self._tables[name]
+
+    def recordings(self) -> list[str]:
+        """Return the recordings of the study, in order of appearance."""
+        tables = [t for t in self._tables.values() if t is not None and "recording_id" in t]
+        return list(dict.fromkeys(str(r) for t in tables for r in t["recording_id"].unique()))
+
+    def _read(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / f"{name}.parquet"
+        if not path.exists():
+            return None
+        table = read_table(path)
+        lacking = [column for column in COLUMNS[name].split() if column not in table]
+        if lacking:
+            raise NeuroLensError(
+                f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; run its "
+                "stage again with this version"
+            )
+        return None if table.empty else table
 
     def setting(self, *place: str, default: Any = None) -> Any:
         """Return a field of the study that was run, as ``provenance.json`` has it."""

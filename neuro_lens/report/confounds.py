@@ -11,7 +11,9 @@ from matplotlib.patches import Patch
 
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .decoding import by_accuracy, decoding_summary
-from .style import BLUE, GREY, INK, blank, number, styled
+from .features import during_stimulus
+from .notes import ORDER, is_sur_v1
+from .style import BLUE, GREY, INK, blank, number, p_value, styled
 
 
 def before_section(results: Results) -> Section:
@@ -33,14 +35,8 @@ def before_section(results: Results) -> Section:
     )
     if tuning is not None and "window" in tuning and tuning["window"].nunique() > 1:
         section.blocks.append(_tuned_grid(tuning))
-    if results.setting("recordings", "source") == "sur_v1":
-        section.blocks.append(
-            Paragraph(
-                "The stimuli came in a fixed order, so the previous one tells the next: what a "
-                "feature owes to the stimulus and what to the one before cannot be told apart. "
-                "Labels were shuffled within repeat blocks, which does not undo this."
-            )
-        )
+    if is_sur_v1(results):
+        section.blocks.append(Paragraph(ORDER))
     return section
 
 
@@ -133,36 +129,53 @@ def covariates_section(results: Results) -> Section:
     if table is None:
         section.blocks.append(absent("covariates"))
         return section
-    known = {
-        "recording_id": "recording",
-        "n_trials": "trials",
-        "accuracy": "decoded from it",
-        "chance_low": "chance, low",
-        "chance_high": "chance, high",
-        "n_tested": "features tested",
-        "n_significant": "features tuned to it",
-        "n_both": "of them tuned to the stimulus",
-        "p_floor": "smallest p possible",
-    }
-    columns = [c for c in table.columns if c not in ("seed", "hook")]
-    by = [c for c in columns if not pd.api.types.is_numeric_dtype(table[c])]
-    means = table.groupby(by, sort=False, dropna=False)[[c for c in columns if c not in by]].mean()
-    digits = [0 if (means[c].dropna() % 1 == 0).all() else 2 for c in means]
-    rows = [
-        [
-            *map(str, place if isinstance(place, tuple) else [place]),
-            *(number(value, d) for value, d in zip(row, digits, strict=True)),
-        ]
-        for place, row in zip(means.index, means.to_numpy(float), strict=True)
-    ]
+    tuned = _tuned(results.get("tuning"))
+    given = table["given"] if "given" in table else pd.Series("", index=table.index)
+    table = table.assign(given=given.fillna("").astype(str))
+    rows = []
+    keys = ["hook", "recording_id", "covariate", "given"]
+    for place, group in table.groupby(keys, sort=False):
+        seeds = group["seed"].nunique() if "seed" in group else 1
+        found = group[group["significant"].astype(bool)]
+        both = sum(key in tuned for key in _keys(found))
+        rows.append(
+            [
+                place[0],
+                place[1],
+                f"{place[2]}, {place[3]} held fixed" if place[3] else place[2],
+                str(int(group["n_trials"].max())),
+                number((group["status"] == "tested").sum() / seeds, 0),
+                number(len(found) / seeds, 0),
+                number(both / seeds, 0) if tuned else "–",
+                number(group["r"].abs().max()),
+                p_value(group["p_floor"].min()),
+            ]
+        )
+    headers = ["hook", "recording", "signal", "trials", "tested", "go with it"]
     section.blocks.append(
         Grid(
-            [known.get(c, c.replace("_", " ")) for c in [*by, *means.columns]],
+            [*headers, "also tuned", "largest |r|", "smallest p possible"],
             rows,
-            "Running speed and pupil size of each trial as if they were the stimulus. They change "
-            "slowly, so features are tested for them by circular shifts over trials."
-            f"{' Mean over seeds.' if 'seed' in table and table['seed'].nunique() > 1 else ''}",
-            text_columns=len(by),
+            "Features that go with running speed or pupil size, by Spearman’s rank correlation "
+            "over trials within recordings; with a variable held fixed, its mean at each value is "
+            "taken out of both first. Both change slowly, so p comes from circular shifts over "
+            "trials. Also tuned: those of them that are significant for a stimulus variable too. "
+            "Mean over seeds.",
+            text_columns=3,
         )
     )
     return section
+
+
+def _tuned(tuning: pd.DataFrame | None) -> set[tuple]:
+    """Return the features that are significant for a stimulus variable."""
+    if tuning is None:
+        return set()
+    tuning = during_stimulus(tuning)
+    return set(_keys(tuning[tuning["significant"].astype(bool)]))
+
+
+def _keys(table: pd.DataFrame) -> list[tuple]:
+    """Return what names a feature: its seed, hook and number."""
+    seed = table["seed"] if "seed" in table else pd.Series(0, index=table.index)
+    return list(zip(seed, table["hook"], table["feature"], strict=True))

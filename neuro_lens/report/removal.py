@@ -309,7 +309,7 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         "Changes on the trials of the value whose features are removed (on) and on the others "
         "(off): log-loss in nats, recall, and the area under the curve of the value against the "
         "rest, which a moved criterion leaves alone. Mean over seeds; the interval spans those of "
-        f"all seeds.{' p among matched: rank among random sets matched on what they remove.' * ranked}",
+        "all seeds." + " p among matched: rank among sets matched on what they remove." * ranked,
         text_columns=2,
     )
 

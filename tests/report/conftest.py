@@ -41,6 +41,7 @@ def made_up_tables():
         "covariates": _covariates(rng),
         "between": _between(rng),
         "between_summary": _between_summary(),
+        "between_confounds": _between_confounds(),
         "ablation": _ablation(rng),
         "ablation_summary": _ablation_summary(rng),
     }
@@ -183,12 +184,17 @@ def _curves(rng):
 
 
 def _covariates(rng):
-    rows = [
-        [name, covariate, 64, 0.13, 0.05, 0.22, 192, int(rng.integers(0, 3)), 0]
-        for name, covariate in product(RECORDINGS, ["running", "pupil"])
-    ]
-    columns = "recording_id covariate n_trials accuracy chance_low chance_high n_tested"
-    return pd.DataFrame(rows, columns=[*columns.split(), "n_significant", "n_both"])
+    rows = []
+    for seed, covariate, given, feature in product(
+        SEEDS, ["running", "pupil"], [None, "direction"], range(24)
+    ):
+        found = covariate == "running" and feature < 3
+        r = 0.6 if found else 0.1 * rng.normal()
+        rows.append(
+            [seed, "all", HOOK, covariate, given, 7 * feature, r, 0.001, found, 384, "tested"]
+        )
+    columns = "seed recording_id hook covariate given feature r p_floor significant n_trials status"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def _between(rng):
@@ -202,8 +208,18 @@ def _between(rng):
 
 
 def _between_summary():
-    rows = [["genotype", hook, 6, 15, 0.4, 1 / 15] for hook in (HOOK, LAST)]
-    return pd.DataFrame(rows, columns=["variable", "hook", "n_animals", "n_splits", "p", "p_floor"])
+    rows = [["genotype", hook, 6, 15, 0.4, 0.47, 1 / 15] for hook in (HOOK, LAST)]
+    columns = ["variable", "hook", "n_animals", "n_splits", "p_count", "p_effect", "p_floor"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _between_confounds():
+    rows = [
+        ["genotype", "imaging_date", 0.93, 1 / 15, True],
+        ["genotype", "pupil", 0.1, 0.7, False],
+    ]
+    columns = ["variable", "covariate", "association", "p", "separates"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _ablation(rng):

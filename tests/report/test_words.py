@@ -67,7 +67,16 @@ def test_too_few_animals_are_said_in_words(results):
     words = " ".join(limits(Results(results)))
     assert "smallest p possible is 0.067" in words
     assert "genotype cannot reach p < 0.05" in words
+    assert "told apart by imaging date, from which" in words
     assert "confounded with the date of imaging" in words
+
+
+def test_notes_on_the_bundled_mice_are_kept_from_other_recordings(results, tables):
+    for name, table in tables.items():
+        if "recording_id" in table:
+            renamed = table["recording_id"].str.replace("mrcuts", "mouse")
+            table.assign(recording_id=renamed).to_parquet(results / f"{name}.parquet")
+    assert not any("August" in words for words in limits(Results(results)))
 
 
 def summary(**beaten):
