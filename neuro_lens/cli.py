@@ -1,0 +1,138 @@
+"""The command line: one command, ``neuro-lens``, that imports what is heavy only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+BAD_INPUT = 2
+
+
+class _OneSentence(click.Group):
+    """Says bad input in one sentence on standard error and exits with code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            from .base import NeuroLensError
+
+            if not isinstance(error, NeuroLensError):
+                raise
+            _refuse(ctx, str(error))
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            _refuse(ctx, f"cannot write to {error.filename} ({error.strerror}); give another place")
+
+
+def _refuse(ctx: click.Context, sentence: str) -> None:
+    click.echo(f"neuro-lens: {' '.join(sentence.split())}", err=True)
+    ctx.exit(BAD_INPUT)
+
+
+@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="neuro-lens", message="%(version)s")
+def main() -> None:
+    """Open up transformers trained on brain recordings."""
+
+
+@main.command()
+@click.argument("study", metavar="STUDY.yaml")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+def run(study: str, out: Path | None) -> None:
+    """Run a study, going on where an earlier run of it stopped."""
+    from .studies import run_study
+
+    click.echo(run_study(study, out))
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Results."
+)
+@click.option("--seeds", metavar="0,1,…", help="One decoder a seed; by default the study's.")
+def demo(out: Path, seeds: str | None) -> None:
+    """Run the bundled study: V1 gratings, six mice."""
+    from .studies import bundled_study, load_study, run_study
+
+    study = load_study(bundled_study("v1_gratings")).model_dump(exclude_unset=True)
+    if seeds is not None:
+        study["seeds"] = _numbers(seeds)
+    click.echo(run_study(study, out))
+
+
+@main.command()
+@click.argument("decoder", metavar="DECODER_FOLDER", type=click.Path(path_type=Path))
+def hooks(decoder: Path) -> None:
+    """List the hook points of a saved decoder."""
+    from .decoders import load_decoder
+    from .hooks import hook_model
+
+    table = hook_model(load_decoder(decoder)).hook_table()
+    table["n_heads"] = table["n_heads"].astype("string").fillna("")
+    table["optional"] = table["optional"].map({True: "optional", False: ""})
+    click.echo(table.to_string(index=False, justify="left"))
+
+
+@main.group()
+def data() -> None:
+    """Import or simulate recordings."""
+
+
+@data.command("import")
+@click.argument("name", metavar="NAME")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--source", type=click.Path(path_type=Path), help="Folder with the source files.")
+def import_(name: str, out: Path, source: Path | None) -> None:
+    """Write the recordings NAME (sur_v1 or allen_events) as torch_brain files."""
+    from . import recordings
+    from .base import NeuroLensError, check_choice
+
+    importers = {"sur_v1": recordings.sur_v1, "allen_events": recordings.allen_events}
+    check_choice("data set", name, importers)
+    source = source or recordings.find_data(name)
+    if source is None:
+        raise NeuroLensError(
+            f"the source files of {name} are not on this machine; name their folder with --source"
+        )
+    _list(importers[name](source, out), out)
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--n-animals", type=int, default=6, show_default=True)
+@click.option("--n-units", type=int, default=55, show_default=True, help="An animal, ± a fifth.")
+@click.option("--n-repeats", type=int, default=16, show_default=True, help="Blocks of 8 trials.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--snr", type=float, default=1.0, show_default=True, help="Factor on answers.")
+@click.option("--order", default="random", show_default=True, help="random or fixed.")
+@click.option("--tuned/--untuned", default=True, help="Whether units prefer a direction.")
+@click.option("--line-effect/--no-line-effect", default=True, help="Whether Cre lines differ.")
+@click.option("--running-confound", is_flag=True, help="Animals run more near 0 degrees.")
+def simulate(out: Path, **settings: Any) -> None:
+    """Write simulated recordings and, in truth/, what they were made from."""
+    from . import recordings
+
+    names, _ = recordings.simulate(out, **settings)
+    _list(names, out)
+
+
+def _list(names: list[str], out: Path) -> None:
+    for name in names:
+        click.echo(out / f"{name}.h5")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        from .base import NeuroLensError
+
+        raise NeuroLensError(
+            f"--seeds is {text!r}; give whole numbers with commas between them, such as 0,1,2"
+        ) from None
+
+
+if __name__ == "__main__":
+    main()
