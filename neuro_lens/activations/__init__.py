@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Activations of a decoder at its hook points: harvested, stored, read back."""
+
+from .harvest import harvest
+from .store import ActivationStore
+
+__all__ = ["ActivationStore", "harvest"]

@@ -1,0 +1,124 @@
+"""SAE folders: exactly what ``sae_lens.SAE.load_from_disk`` reads, written whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuro_lens.base import NeuroLensError, atomic_folder, read_json
+
+if TYPE_CHECKING:
+    from sae_lens import SAE, TrainingSAE
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+
+def load_sae(folder: str | Path) -> SAE:
+    """Read an SAE that :func:`train_sae`, or sae-lens's ``save_inference_model``, has written.
+
+    Parameters
+    ----------
+    folder : path
+        Holds ``cfg.json`` and ``sae_weights.safetensors``.
+
+    Returns
+    -------
+    sae_lens.SAE
+        In eval mode; its weights take no gradient.
+
+    Raises
+    ------
+    NeuroLensError
+        When a file is missing or damaged, or the folder holds something that sae-lens cannot use
+        for inference.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    _check_weights(folder, config)
+    from sae_lens import SAE
+
+    try:
+        sae = SAE.load_from_disk(folder)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise NeuroLensError(
+            f"sae-lens cannot load the SAE in {folder} ({_first_line(error)}); save it anew with "
+            "save_inference_model or train_sae(out=)"
+        ) from error
+    return sae.eval().requires_grad_(False)
+
+
+def save_trained(sae: TrainingSAE, out: str | Path | None) -> SAE:
+    """Save a trained SAE in its inference form, and return what a reader of the folder gets.
+
+    Without ``out`` the folder is a temporary one.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            sae.save_inference_model(folder)
+            return load_sae(folder)
+    check_out(out)
+    with atomic_folder(out) as part:
+        sae.save_inference_model(part)
+    return load_sae(out)
+
+
+def check_out(out: str | Path) -> None:
+    """Raise unless ``out`` is free, or holds an SAE, which will be replaced."""
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file()):
+        raise NeuroLensError(
+            f"{out} exists and holds no SAE; give another folder for the SAE, or remove that one"
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise NeuroLensError(
+            f"{folder} is no SAE folder (it has no {' and no '.join(missing)}); "
+            "train_sae(out=) writes one"
+        )
+    config = read_json(folder / CONFIG)
+    needed = ("architecture", "d_in", "d_sae")
+    absent = [name for name in needed if not isinstance(config, dict) or name not in config]
+    if absent:
+        raise NeuroLensError(
+            f"{folder / CONFIG} does not describe an SAE (it has no {', '.join(absent)}); "
+            "sae-lens's save_inference_model writes one that does"
+        )
+    if config.get("normalize_activations") == "expected_average_only_in":
+        raise NeuroLensError(
+            f"the SAE in {folder} was saved before its activation scaling was folded into the "
+            "weights, a checkpoint of an unfinished training; save it after training has ended"
+        )
+    return config
+
+
+def _check_weights(folder: Path, config: dict[str, Any]) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as weights:
+            names = set(weights.keys())
+            shape = weights.get_slice("W_dec").get_shape() if "W_dec" in names else None
+    except (SafetensorError, OSError) as error:
+        raise NeuroLensError(
+            f"{folder / WEIGHTS} is truncated or damaged ({_first_line(error)}); "
+            "train the SAE anew or copy it again"
+        ) from None
+    if "topk_threshold" in names:
+        raise NeuroLensError(
+            f"{folder} holds a training checkpoint of a batchtopk SAE; "
+            "save it with save_inference_model"
+        )
+    if shape != [config["d_sae"], config["d_in"]]:
+        raise NeuroLensError(
+            f"the weights in {folder} do not fit its {CONFIG}: W_dec is "
+            f"{shape or 'missing'} and ({config['d_sae']}, {config['d_in']}) was expected; "
+            "the two files belong to different SAEs"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
