@@ -1,0 +1,130 @@
+"""The same rule elsewhere: other dictionaries, shuffled labels, other recordings and decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..activations import ActivationStore, harvest
+from ..base import Batch
+from ..tuning import trial_codes
+from .controls import (
+    PCS,
+    RANDOM_SAE,
+    RAW,
+    SAE,
+    SHUFFLED,
+    UNTRAINED,
+    Groups,
+    choose,
+    shuffled,
+    untrained_decoder,
+)
+
+SHUFFLES = 19
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Features to remove, and the dictionary that they are features of.
+
+    Attributes
+    ----------
+    name : str
+    dictionary : SAE
+    draws : list of Groups
+        One choice, or several where it is random.
+    hooked : HookedDecoder or None
+        Another decoder than the study's.
+    """
+
+    name: str
+    dictionary: Any
+    draws: list[Groups]
+    hooked: Any = None
+
+
+class Sources:
+    """The dictionaries of a study, and the rule that chooses features of each.
+
+    Attributes
+    ----------
+    missing : dict of str to str
+        Controls that cannot be run, and why.
+    """
+
+    def __init__(
+        self, hooked: Any, sae: Any, hook: str, variable: str, n_features: int, seed: int
+    ):
+        self.hooked, self.sae, self.hook = hooked, sae, hook
+        self.variable, self.n_features, self.seed = variable, n_features, seed
+        self.dictionaries: dict[str, Any] = {SAE: sae}
+        self.untrained: tuple[Any, Any] | None = None
+        self.missing: dict[str, str] = {}
+
+    def prepare(self, fit: Iterable[Any] | None, untrained: tuple[Any, Any] | bool) -> None:
+        """Make the dictionaries that the SAE is compared with.
+
+        Parameters
+        ----------
+        fit : iterable of Batch or None
+        untrained : (HookedDecoder, SAE) or bool
+            As in `neuro_lens.ablation.cross_fitted_study`.
+        """
+        from ..saes import random_sae, raw_dimensions, signed_pcs
+
+        d_in = self.sae.cfg.d_in
+        fit = None if fit is None else list(fit)
+        acts = None
+        if fit is None:
+            self.missing[PCS] = "no fit windows were given"
+        else:
+            acts = harvest(self.hooked, fit, self.hook)
+            self.dictionaries[PCS] = signed_pcs(acts, min(d_in, len(acts)))
+        self.dictionaries[RANDOM_SAE] = random_sae(self.sae, self.seed, acts)
+        self.dictionaries[RAW] = raw_dimensions(d_in)
+        if isinstance(untrained, tuple):
+            self.untrained = untrained
+        elif not untrained:
+            self.missing[UNTRAINED] = "it was left out"
+        elif fit is None:
+            self.missing[UNTRAINED] = "no fit windows were given"
+        else:
+            self.untrained = untrained_decoder(
+                self.hooked, self.sae, fit, hook=self.hook, seed=self.seed
+            )
+
+    def choose_on(
+        self, batches: list[Batch], elsewhere: Mapping[str, list[Batch]]
+    ) -> list[Alternative]:
+        """Choose features of every dictionary on these trials, and on other recordings'.
+
+        The SAE's own choice comes first.
+        """
+        acts = harvest(self.hooked, batches, self.hook)
+        found = [
+            Alternative(name, dictionary, [self._choose(acts, dictionary)])
+            for name, dictionary in self.dictionaries.items()
+        ]
+        codes = trial_codes(acts, self.sae, allow_other_decoder=True)
+        rng = np.random.default_rng([self.seed, 19])
+        draws = [
+            choose(shuffled(codes, self.variable, rng), self.variable, self.n_features, self.seed)
+            for _ in range(SHUFFLES)
+        ]
+        found.append(Alternative(SHUFFLED, self.sae, draws))
+        for name, other in elsewhere.items():
+            groups = self._choose(harvest(self.hooked, other, self.hook), self.sae)
+            found.append(Alternative(f"features from {name}", self.sae, [groups]))
+        if self.untrained is not None:
+            hooked, sae = self.untrained
+            groups = self._choose(harvest(hooked, batches, self.hook), sae)
+            found.append(Alternative(UNTRAINED, sae, [groups], hooked))
+        return found
+
+    def _choose(self, acts: ActivationStore, dictionary: Any) -> Groups:
+        codes = trial_codes(acts, dictionary, allow_other_decoder=True)
+        return choose(codes, self.variable, self.n_features, self.seed)

@@ -1,0 +1,231 @@
+"""Controls: what else could have done it. Each is measured like the SAE's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from ..base import Batch, NeuroLensError
+from ..tuning import TrialCodes, feature_groups, tune
+from .matching import Matched, Removed, matched_sets
+from .outcomes import score
+from .scene import Effects, SplicedScene, compare
+from .trials import Trials
+
+SAE = "sae"
+RANDOM_SETS = "random sets"
+DIRECTIONS = "random directions"
+LOGIT_SETS = "logit-matched sets"
+BIAS = "constant bias"
+PCS = "signed PCs"
+RANDOM_SAE = "random-weight SAE"
+RAW = "raw dimensions"
+SHUFFLED = "shuffled labels"
+UNTRAINED = "untrained decoder"
+LARGEST_BIAS = 50.0
+
+Groups = dict[Any, list[int]]
+
+
+def choose(codes: TrialCodes, variable: str, n_features: int, seed: int = 0) -> Groups:
+    """Return the features of each value by the rule that all dictionaries are put through.
+
+    The features that prefer a value, the ``n_features`` with the largest effect (ω²): see
+    `neuro_lens.tuning.feature_groups`. Values that no feature prefers have an empty list.
+    """
+    values = sorted(codes.trials[variable].dropna().unique().tolist())
+    table = tune(codes, variables=[variable], n_permutations=1, seed=seed)
+    found = feature_groups(table, variable, n=n_features)
+    return {value: found.get(value, []) for value in values}
+
+
+def shuffled(codes: TrialCodes, variable: str, rng: np.random.Generator) -> TrialCodes:
+    """Return the codes with the variable shuffled over the trials of each repeat block."""
+    trials = codes.trials.copy()
+    keys = [k for k in ("recording_id", "block") if k in trials]
+    groups = trials.groupby(keys).indices.values() if keys else [np.arange(len(trials))]
+    values = trials[variable].to_numpy().copy()
+    for rows in groups:
+        values[rows] = rng.permutation(values[rows])
+    trials[variable] = values
+    return TrialCodes(codes.codes, trials, codes.hook)
+
+
+def matched_controls(
+    spliced: SplicedScene, groups: Groups, n_sets: int, rng: np.random.Generator
+) -> tuple[Effects, dict[Any, Matched]]:
+    """Remove random sets that take as much from the target trials as each value's features do.
+
+    Matched on mass and norm (see `neuro_lens.ablation.matching.mass_and_norm`).
+    """
+
+    def draw(value: Any, mine: np.ndarray) -> Matched:
+        removed, alive = spliced.spliced.amounts(mine)
+        return _match(removed, alive, groups[value], n_sets, rng)
+
+    return _set_controls(spliced, draw, "matched random sets")
+
+
+def logit_controls(
+    spliced: SplicedScene, groups: Groups, n_sets: int, rng: np.random.Generator
+) -> tuple[Effects, dict[Any, Matched]]:
+    """Remove random sets with the same direct effect on the target's logit.
+
+    To first order, on the target trials: see `SplicedTrials.logit_effects`.
+    """
+    effects = spliced.spliced.logit_effects()
+    alive = spliced.spliced.alive
+
+    def draw(value: Any, mine: np.ndarray) -> Matched:
+        removed = Removed(effects[mine][:, alive].mean(0)[None])
+        return _match(removed, alive, groups[value], n_sets, rng)
+
+    return _set_controls(spliced, draw, "logit-matched sets")
+
+
+def direction_controls(
+    spliced: SplicedScene, groups: Groups, n_directions: int, rng: np.random.Generator
+) -> Effects:
+    """Take away the norm that each value's features take, position by position, elsewhere.
+
+    Each draw is one random direction for all positions.
+    """
+    d_in = spliced.spliced.sae.cfg.d_in
+    found = []
+    for value in spliced.trials.values:
+        raw = rng.normal(size=(n_directions, d_in))
+        unit = torch.as_tensor(raw / np.linalg.norm(raw, axis=1, keepdims=True))
+        found.append(spliced.push(groups[value], unit, f"random directions, {value}"))
+    outcomes = type(found[0]).concatenate(found)
+    return compare(spliced, outcomes, [[groups[v]] for v in spliced.trials.values])
+
+
+def bias_control(spliced: SplicedScene, wanted: np.ndarray) -> tuple[Effects, np.ndarray]:
+    """Take a constant from the logits of each value's classes, on all trials.
+
+    The constant is the one that costs the value's trials as much log-loss as removing its
+    features does, so any difference lies in the other trials, the AUC and the recall.
+
+    Parameters
+    ----------
+    spliced : SplicedScene
+    wanted : array, shape (n_values,)
+        Extra log-loss of the features on their value's trials, in nats.
+
+    Returns
+    -------
+    effects : Effects
+    constants : array, shape (n_values,)
+        In nats; negative where removing the features helped.
+    """
+    trials, log_p = spliced.trials, spliced.log_probs
+    constants = np.array([_constant(log_p, trials, v, w) for v, w in enumerate(wanted)])
+    biased = torch.stack([_biased(log_p, trials, v, c) for v, c in enumerate(constants)])
+    return compare(spliced, score(biased, trials)), constants
+
+
+def untrained_decoder(
+    hooked: Any, sae: Any, fit: Iterable[Batch], *, hook: str | None = None, seed: int = 0
+) -> tuple[Any, Any]:
+    """Return the same decoder with random weights, hooked, and an SAE trained on it.
+
+    Parameters
+    ----------
+    hooked : HookedDecoder
+        Its decoder's ``fresh()`` gives the new weights; without one, the entries of every weight
+        tensor are permuted.
+    sae : SAE
+        Whose architecture, width, k and training steps the new one has.
+    fit : iterable of Batch
+        Windows to train the SAE on.
+    hook : str, optional
+        By default the SAE's own.
+    seed : int
+    """
+    from ..activations import harvest
+    from ..hooks import hook_model
+    from ..saes import train_sae
+
+    origin = sae.cfg.metadata
+    fresh = hook_model(fresh_decoder(hooked.decoder, seed), tasks=hooked.tasks)
+    acts = harvest(fresh, fit, hook or origin.hook_name)
+    k = origin.k or max(1, sae.cfg.d_in // 8)
+    architecture = origin.architecture or "batchtopk"
+    settings = {"steps": int(origin.steps)} if origin.steps else {}
+    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, **settings)
+
+
+def fresh_decoder(decoder: Any, seed: int = 0) -> Any:
+    """Return a decoder of the same build with random weights."""
+    import copy
+
+    if callable(getattr(decoder, "fresh", None)):
+        return decoder.fresh(seed)
+    other = copy.deepcopy(decoder)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in other.parameters():
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.copy_(weight.flatten()[order.to(weight.device)].reshape(weight.shape))
+    return other
+
+
+def _match(
+    removed: Removed,
+    alive: np.ndarray,
+    features: Sequence[int],
+    n_sets: int,
+    rng: np.random.Generator,
+) -> Matched:
+    """Match among the features that are alive, and name the sets by the dictionary's indices."""
+    own = np.flatnonzero(np.isin(alive, features))
+    if len(own) == 0:
+        wanted = removed.amounts(np.zeros(len(alive), dtype=bool))
+        nothing = [np.zeros(0, dtype=int)] * n_sets
+        return Matched(nothing, np.repeat(wanted, n_sets, 0), wanted[0], np.zeros(n_sets))
+    found = matched_sets(removed, own, np.arange(len(alive)), n_sets, rng)
+    return Matched([alive[s] for s in found.sets], found.amounts, found.wanted, found.error)
+
+
+def _set_controls(
+    spliced: SplicedScene, draw: Any, words: str
+) -> tuple[Effects, dict[Any, Matched]]:
+    trials = spliced.trials
+    matched, found = {}, []
+    for value, mine in zip(trials.values, trials.is_value, strict=True):
+        matched[value] = draw(value, mine)
+        found.append(spliced.remove(matched[value].sets, f"{words}, {value}"))
+    outcomes = type(found[0]).concatenate(found)
+    return compare(spliced, outcomes, [matched[v].sets for v in trials.values]), matched
+
+
+def _biased(log_p: Tensor, trials: Trials, v: int, constant: float) -> Tensor:
+    classes = torch.as_tensor(trials.classes[v], dtype=log_p.dtype, device=log_p.device)
+    return (log_p - constant * classes).log_softmax(-1)
+
+
+def _constant(log_p: Tensor, trials: Trials, v: int, wanted: float) -> float:
+    """Return the constant whose extra log-loss on the value's trials is ``wanted``."""
+    mine = torch.as_tensor(trials.is_value[v])
+    log_p, target = log_p[mine].double(), trials.target[mine].to(log_p.device)
+    picked = target[:, None]
+    classes = torch.as_tensor(trials.classes[v], dtype=log_p.dtype, device=log_p.device)
+
+    def missing(constant: float) -> float:
+        biased = (log_p - constant * classes).log_softmax(-1)
+        extra = (log_p - biased).gather(-1, picked).mean()
+        return float(extra) - float(wanted)
+
+    if abs(wanted) < 1e-9:
+        return 0.0
+    if missing(-LARGEST_BIAS) * missing(LARGEST_BIAS) >= 0:
+        raise NeuroLensError(
+            f"no constant up to {LARGEST_BIAS:g} nats on the logit of {trials.values[v]} gives its "
+            f"trials {wanted:.3g} nats of extra log-loss; they may all share one class"
+        )
+    return float(brentq(missing, -LARGEST_BIAS, LARGEST_BIAS, xtol=1e-6))

@@ -1,0 +1,211 @@
+"""The engine: many interventions at a hook, with everything upstream of it computed once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..base import Batch, NeuroLensError, Task
+from .memo import Memo
+
+CACHE_BYTES = 64 * 2**20
+"""What the interventions of one chunk may write on a CPU: beyond it, memory sets the pace."""
+MAX_CHUNK = 256
+
+
+class Edits(Protocol):
+    """What a hook's activations become under each of several interventions on one batch."""
+
+    def __len__(self) -> int:
+        """Return the number of interventions."""
+        ...
+
+    def __getitem__(self, index: slice) -> Tensor:
+        """Return edited activations, shape ``(n, *x.shape)``; heads may be flattened."""
+        ...
+
+
+class Prefix:
+    """A batch run once up to a hook, to be continued from there as often as asked.
+
+    Parameters
+    ----------
+    hooked : HookedDecoder
+        Nothing may be attached to it.
+    hook : str
+        Where to edit.
+    batch : Batch
+    task : Task
+        Whose prediction to return.
+
+    Attributes
+    ----------
+    x : Tensor
+        What the hook saw.
+    prediction : Tensor, shape (n_rows, dim)
+        The decoder's own.
+    """
+
+    def __init__(self, hooked: Any, hook: str, batch: Batch, task: Task):
+        if hooked._live or hooked._splices:
+            raise NeuroLensError(
+                "the HookedDecoder has hooks or SAEs attached, which an ablation study would mix "
+                "with its own; call reset_hooks() and reset_saes() first"
+            )
+        self.hooked, self.hook, self.batch, self.task = hooked, hook, batch, task
+        self.inputs = hooked.named_inputs(batch.args, batch.inputs)
+        self.batched = True
+        self._memo = Memo(hooked.decoder)
+        self._edited: Tensor | None = None
+        seen: list[Tensor] = []
+
+        def see(x: Tensor, hook: Any) -> None:
+            self._memo.stop()
+            seen.append(x)
+
+        with evaluating(hooked.decoder), torch.no_grad(), self._memo.recording():
+            self.prediction = self._call(see)
+        if len(seen) != 1:
+            raise NeuroLensError(
+                f"hook {hook!r} fired {len(seen)} times in one call, and an ablation study edits "
+                "one activation; choose a hook that fires once"
+            )
+        self.x = seen[0]
+        self.bytes_each = self._count_bytes()
+
+    def continue_from(self, edited: Tensor) -> Tensor:
+        """Return the prediction with the hook's activations replaced by ``edited``.
+
+        Gradients flow from it to ``edited`` where they are enabled.
+        """
+        edited = edited.reshape(self.x.shape)
+        with evaluating(self.hooked.decoder), self._memo.replaying():
+            return self._call(lambda x, hook: edited)
+
+    def continue_all(self, edited_n: Tensor) -> Tensor:
+        """Return the predictions for many edits, shape ``(n, n_rows, dim)``.
+
+        One ``torch.vmap`` over the edits; where the decoder has an operation that it cannot
+        batch, one after another, with a warning the first time.
+        """
+        if len(edited_n) == 1 or not self.batched:
+            return torch.stack([self.continue_from(e) for e in edited_n])
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*performance drop.*")
+                return torch.vmap(self.continue_from)(edited_n)
+        except Exception as error:
+            predictions = torch.stack([self.continue_from(e) for e in edited_n])
+            self.batched = False
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(
+                f"interventions at {self.hook!r} run one after another, since torch.vmap cannot "
+                f"batch this decoder ({reason})",
+                stacklevel=2,
+            )
+            return predictions
+
+    def _call(self, edit: Callable) -> Tensor:
+        with self.hooked.hooks(fwd_hooks=[(self.hook, edit)]):
+            output = self.hooked.decode(self.batch)
+        return self.task.prediction(output, self.inputs)
+
+    def _count_bytes(self) -> int:
+        """Return the bytes that one continuation writes downstream of the hook."""
+        counter = _Written()
+
+        def keep(x: Tensor, hook: Any) -> None:
+            counter.on = True
+
+        with evaluating(self.hooked.decoder), torch.no_grad(), self._memo.replaying(), counter:
+            self._call(keep)
+        return counter.n_bytes + self.x.numel() * self.x.element_size()
+
+
+def run_edits(
+    prefixes: Sequence[Prefix],
+    edits: Sequence[Edits],
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Run interventions over the batches of a study, a chunk at a time.
+
+    Parameters
+    ----------
+    prefixes : sequence of Prefix
+        The batches.
+    edits : sequence of Edits
+        For each batch the same interventions.
+    advance : callable, optional
+        Told after each chunk how many interventions were run.
+
+    Yields
+    ------
+    index : slice
+        Which interventions.
+    predictions : Tensor, shape (n, n_rows, dim)
+        Rows of all batches in their order.
+    """
+    n_edits = len(edits[0])
+    chunk = min(chunk_size(p) for p in prefixes)
+    with torch.no_grad():
+        for start in range(0, n_edits, chunk):
+            index = slice(start, min(start + chunk, n_edits))
+            parts = [p.continue_all(e[index]) for p, e in zip(prefixes, edits, strict=True)]
+            yield index, torch.cat(parts, dim=1)
+            if advance is not None:
+                advance(index.stop - index.start)
+
+
+def chunk_size(prefix: Prefix) -> int:
+    """Return how many interventions to run at once, from what one writes and what is free."""
+    device = prefix.x.device
+    limit = free_memory(device) // 4
+    if device.type == "cpu":
+        limit = min(limit, CACHE_BYTES)
+    return max(1, min(MAX_CHUNK, limit // max(prefix.bytes_each, 1)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def evaluating(decoder: nn.Module) -> Iterator[None]:
+    """Put every module of the decoder in eval mode for the block."""
+    training = [m for m in decoder.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Written(TorchDispatchMode):
+    """Adds up the bytes of new tensors while ``on``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = False
+        self.n_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self.on and not any(r.alias_info for r in func._schema.returns):
+            found = output if isinstance(output, tuple | list) else (output,)
+            tensors = [t for t in found if isinstance(t, Tensor)]
+            self.n_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return output

@@ -1,0 +1,235 @@
+"""Random feature sets that remove as much as a given set does: matched controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..base import NeuroLensError
+
+TOLERANCE = 0.05
+_PROPOSALS = 8
+_ROUNDS = 600
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What each feature would take away on some trials.
+
+    Attributes
+    ----------
+    additive : array, shape (n_amounts, n_features)
+        Amounts that add up over the features of a set: the mass, or the effect on a logit.
+    gram : array, shape (n_features, n_features), or None
+        Mean inner products of the vectors that pairs of features contribute: the sum over a
+        set's block is the mean square of the norm that the set removes.
+    """
+
+    additive: np.ndarray
+    gram: np.ndarray | None = None
+
+    def amounts(self, mask_nf: np.ndarray) -> np.ndarray:
+        """Return what sets remove, shape ``(n_sets, n_amounts)``, the norm last."""
+        mask_nf = np.atleast_2d(mask_nf).astype(float)
+        columns = [mask_nf @ self.additive.T]
+        if self.gram is not None:
+            square = np.einsum("nf,nf->n", mask_nf @ self.gram, mask_nf)
+            columns.append(np.sqrt(np.maximum(square, 0))[:, None])
+        return np.concatenate(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Random sets and how well they match.
+
+    Attributes
+    ----------
+    sets : list of array of int
+        The features of each set.
+    amounts : array, shape (n_sets, n_amounts)
+        What each removes.
+    wanted : array, shape (n_amounts,)
+        What the matched set removes.
+    error : array, shape (n_sets,)
+        Largest relative difference of the amounts.
+    """
+
+    sets: list[np.ndarray]
+    amounts: np.ndarray
+    wanted: np.ndarray
+    error: np.ndarray
+
+
+def mass_and_norm(codes_rf: np.ndarray, W_dec: np.ndarray, n_trials: int) -> Removed:
+    """Return what each feature removes on some trials, from codes alone.
+
+    Parameters
+    ----------
+    codes_rf : array, shape (n_rows, n_features)
+        Codes at the trials' positions, in the output's scale.
+    W_dec : array, shape (n_features, d_in)
+        Directions that the codes multiply.
+    n_trials : int
+        Trials that the rows belong to.
+
+    Returns
+    -------
+    Removed
+        Mass: activation times the length of the feature's direction, summed over positions, the
+        mean over trials. Norm: root mean square over positions of the removed vector's norm.
+    """
+    length_f = np.linalg.norm(W_dec, axis=1)
+    mass_f = codes_rf.sum(0) * length_f / max(n_trials, 1)
+    gram = (codes_rf.T @ codes_rf) / max(len(codes_rf), 1) * (W_dec @ W_dec.T)
+    return Removed(mass_f[None], gram)
+
+
+def matched_sets(
+    removed: Removed,
+    features: np.ndarray,
+    candidates: np.ndarray,
+    n_sets: int,
+    rng: np.random.Generator,
+    tolerance: float = TOLERANCE,
+) -> Matched:
+    """Draw random feature sets that remove what ``features`` remove.
+
+    Each starts as a random set of as many candidates; random swaps, additions and removals that
+    bring its amounts nearer are kept until all are within ``tolerance``, or nothing helps.
+
+    Parameters
+    ----------
+    removed : Removed
+        What each feature removes on the target trials.
+    features : array of int
+        The set to match.
+    candidates : array of int
+        Features to draw from; those of the set itself are left out.
+    n_sets : int
+        How many sets to draw.
+    rng : Generator
+        Source of the draws.
+    tolerance : float
+        Relative difference at which a set counts as matched.
+
+    Raises
+    ------
+    NeuroLensError
+        When no candidate is left.
+    """
+    n_features = removed.additive.shape[1]
+    pool = np.setdiff1d(candidates, features)
+    if len(pool) == 0:
+        raise NeuroLensError(
+            f"no feature is left to draw matched sets from: all {len(features)} that fire are in "
+            "the set itself; choose fewer features"
+        )
+    own = np.zeros(n_features, dtype=bool)
+    own[features] = True
+    search = _Search(removed, own, pool, n_sets, rng)
+    for _ in range(_ROUNDS):
+        if not search.step(tolerance):
+            break
+    mask_nf = search.mask_nf
+    return Matched(
+        [np.flatnonzero(row) for row in mask_nf],
+        removed.amounts(mask_nf),
+        search.wanted,
+        search.error_n,
+    )
+
+
+class _Search:
+    """Many sets at once, each improved by the best of a few random moves a step."""
+
+    def __init__(
+        self,
+        removed: Removed,
+        own: np.ndarray,
+        pool: np.ndarray,
+        n_sets: int,
+        rng: np.random.Generator,
+    ):
+        self.pool, self.rng = pool, rng
+        self.additive = removed.additive
+        self.gram = removed.gram
+        self.wanted = removed.amounts(own)[0]
+        everything = removed.amounts(np.ones_like(own))[0]
+        self.unit = np.maximum(np.abs(self.wanted), 1e-3 * np.abs(everything) + 1e-12)
+        order = rng.random((n_sets, len(pool))).argsort(1)[:, : int(own.sum())]
+        self.mask_nf = np.zeros((n_sets, len(own)), dtype=bool)
+        np.put_along_axis(self.mask_nf, pool[order], True, axis=1)
+        mask = self.mask_nf.astype(float)
+        self.sum_nk = mask @ self.additive.T
+        self.reach_nf = None if self.gram is None else mask @ self.gram
+        self.square_n = (
+            np.zeros(n_sets)
+            if self.reach_nf is None
+            else np.einsum("nf,nf->n", self.reach_nf, mask)
+        )
+        self.error_n = self._error(self.sum_nk, self.square_n)
+
+    def step(self, tolerance: float) -> bool:
+        """Try moves on every set that does not match yet; return whether there is any."""
+        n = np.flatnonzero(self.error_n > tolerance)
+        if len(n) == 0:
+            return False
+        shape = (len(n), _PROPOSALS)
+        first, second = (self.pool[self.rng.integers(len(self.pool), size=shape)] for _ in "ab")
+        # A move flips one feature, or two: flipping one in and one out is a swap.
+        two = (self.rng.random(shape) < 0.5) & (first != second)
+        sign_a = np.where(self.mask_nf[n[:, None], first], -1.0, 1.0)
+        sign_b = np.where(self.mask_nf[n[:, None], second], -1.0, 1.0) * two
+        sums = self.sum_nk[n, None, :] + (
+            sign_a[..., None] * self.additive.T[first] + sign_b[..., None] * self.additive.T[second]
+        )
+        squares = self._squares(n, first, second, sign_a, sign_b)
+        error = self._error(sums, squares)
+        best = error.argmin(1)
+        row = np.arange(len(n))
+        keep = error[row, best] < self.error_n[n]
+        row, best = row[keep], best[keep]
+        self._take(
+            n[keep], sums[row, best], squares[row, best], error[row, best],
+            [(first[row, best], sign_a[row, best]), (second[row, best], sign_b[row, best])],
+        )  # fmt: skip
+        return True
+
+    def _squares(
+        self,
+        n: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        sign_a: np.ndarray,
+        sign_b: np.ndarray,
+    ) -> np.ndarray:
+        if self.gram is None or self.reach_nf is None:
+            return np.zeros(first.shape)
+        reach = self.reach_nf[n[:, None], first], self.reach_nf[n[:, None], second]
+        return (
+            self.square_n[n, None]
+            + 2 * (sign_a * reach[0] + sign_b * reach[1] + sign_a * sign_b * self.gram[first, second])
+            + self.gram[first, first]
+            + self.gram[second, second] * np.abs(sign_b)
+        )
+
+    def _error(self, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        amounts = sums
+        if self.gram is not None:
+            amounts = np.concatenate([sums, np.sqrt(np.maximum(squares, 0))[..., None]], axis=-1)
+        return np.abs((amounts - self.wanted) / self.unit).max(-1)
+
+    def _take(
+        self,
+        n: np.ndarray,
+        sums: np.ndarray,
+        squares: np.ndarray,
+        error: np.ndarray,
+        moves: list[tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        self.sum_nk[n], self.square_n[n], self.error_n[n] = sums, squares, error
+        for feature, sign in moves:
+            self.mask_nf[n, feature] ^= sign != 0
+            if self.reach_nf is not None and self.gram is not None:
+                self.reach_nf[n] += sign[:, None] * self.gram[feature]

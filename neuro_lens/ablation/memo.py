@@ -1,0 +1,131 @@
+"""Memo: what a decoder's modules gave before a hook fired, given again instead of computed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Memo:
+    """Outputs of the modules that had returned when `stop` was called.
+
+    Only ``forward`` is stood in for, so hooks on a module still see what it gives. A module that
+    is called several times keeps its outputs in order; calls after the stop are computed. Inside
+    a module that had not returned yet, its children are kept the same way. A module that gives a
+    tensor subclass is always computed: hooks may travel in it. Other threads get the module's own
+    ``forward``.
+
+    Parameters
+    ----------
+    decoder : Module
+        Must do the same in every call, as decoders in eval mode do.
+    """
+
+    def __init__(self, decoder: nn.Module):
+        self._modules = [
+            m
+            for m in decoder.modules()
+            if m is not decoder and not isinstance(m, torch.jit.ScriptModule)
+        ]
+        self._frames: list[list[tuple[nn.Module, Any]]] = [[]]
+        self._kept: dict[nn.Module, list[Any]] = {}
+        self._versions: list[tuple[Tensor, int]] = []
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Keep what has returned so far; later outputs are not kept."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for module, output in (pair for frame in self._frames for pair in frame):
+            self._kept.setdefault(module, []).append(output)
+        self._versions = [
+            (t, t._version)
+            for outputs in self._kept.values()
+            for output in outputs
+            for t in _tensors(output)
+            if _is_plain(t) and not t.is_inference()
+        ]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Run the decoder once in the block, calling `stop` at the hook.
+
+        Outputs that the decoder changed in place are not safe to give again: then nothing is kept.
+        """
+        with _forwards({m: self._record(m) for m in self._modules}):
+            yield
+        if any(t._version != version for t, version in self._versions):
+            self._kept = {}
+        self._versions = []
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Give the kept outputs to one call of the decoder in the block."""
+        with _forwards({m: _replay(m, outputs) for m, outputs in self._kept.items()}):
+            yield
+
+    def _record(self, module: nn.Module) -> Callable:
+        own, thread = module.forward, threading.get_ident()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._stopped or threading.get_ident() != thread:
+                return own(*args, **kwargs)
+            self._frames.append([])
+            output = own(*args, **kwargs)
+            if not self._stopped:
+                self._frames.pop()
+                self._frames[-1].append((module, output))
+            return output
+
+        return forward
+
+
+def _replay(module: nn.Module, outputs: list[Any]) -> Callable:
+    own, thread, left = module.forward, threading.get_ident(), iter(outputs)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            for output in left:
+                if all(_is_plain(t) for t in _tensors(output)):
+                    return output
+                break
+        return own(*args, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _forwards(stand_ins: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Let modules call stand-ins for their ``forward`` in the block."""
+    before = {m: vars(m).get("forward") for m in stand_ins}
+    try:
+        for module, forward in stand_ins.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = own
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

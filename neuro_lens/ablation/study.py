@@ -1,0 +1,366 @@
+"""Ablation studies: remove a variable's features, and everything that could have done the same."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
+from ..tuning.variables import NOT_VARIABLES
+from .alternatives import Alternative, Sources
+from .controls import (
+    BIAS,
+    DIRECTIONS,
+    LOGIT_SETS,
+    RANDOM_SETS,
+    SAE,
+    Groups,
+    bias_control,
+    direction_controls,
+    logit_controls,
+    matched_controls,
+)
+from .scene import Scene, SplicedScene, compare
+from .tables import (
+    Fold,
+    ablation_table,
+    confusion_table,
+    group_table,
+    matching_table,
+    summary_table,
+)
+from .trials import split_recordings
+from .words import explain
+
+OTHER_CONTROLS = 199
+"""Draws of the controls that only need a 95th percentile, where more are asked for."""
+
+
+class AblationStudy(NamedTuple):
+    """The tables of a study.
+
+    Attributes
+    ----------
+    ablation : DataFrame
+        See `ablation_table`.
+    summary : DataFrame
+        See `summary_table`, with ``words``.
+    matching, confusions, groups : DataFrame
+        See `matching_table`, `confusion_table` and `group_table`.
+    """
+
+    ablation: pd.DataFrame
+    summary: pd.DataFrame
+    matching: pd.DataFrame
+    confusions: pd.DataFrame
+    groups: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all folds of a study share."""
+
+    hook: str
+    variable: str
+    task: Task
+    controls: int
+    seed: int
+    use_error_term: bool = False
+    allow_fit: bool = False
+
+
+def ablation_study(
+    hooked: Any,
+    sae: Any,
+    batches: Iterable[Any],
+    groups: Mapping[Any, Sequence[int]],
+    *,
+    controls: int = 999,
+    seed: int = 0,
+    variable: str | None = None,
+    hook: str | None = None,
+    task: str | None = None,
+    use_error_term: bool = False,
+    allow_fit: bool = False,
+    allow_other_decoder: bool = False,
+) -> pd.DataFrame:
+    """Remove the features of each value while the decoder decodes, beside the same SAE's controls.
+
+    The controls that need no choice of features: matched random sets, random directions, sets
+    matched on their direct effect on the logit, and a constant bias. `cross_fitted_study` has all
+    of them, an interval, and a verdict.
+
+    Parameters
+    ----------
+    hooked : HookedDecoder
+    sae : SAE
+    batches : iterable of Batch
+        Windows to test on, of other trials than the features were chosen on. Each recording is
+        tested on its own.
+    groups : mapping of value to sequence of int
+        The features of each value of the variable, as from `neuro_lens.tuning.feature_groups`.
+    controls : int
+        Random sets; of the other random controls at most 199.
+    seed : int
+    variable : str, optional
+        Column of the labels whose values ``groups`` names, found by these where it is left out.
+    hook : str, optional
+        By default the SAE's own.
+    task : str, optional
+        The classification that is scored, needed where the batches have targets of several.
+    use_error_term : bool
+        Remove from the activation itself instead of from the SAE's reconstruction.
+    allow_fit : bool
+        Take windows of the fit part, marked in ``split``.
+    allow_other_decoder : bool
+        Take an SAE that was trained on other weights.
+
+    Returns
+    -------
+    DataFrame
+        See `neuro_lens.ablation.tables.ablation_table`.
+
+    Raises
+    ------
+    NeuroLensError
+        For fit windows, an unknown value, an empty group, a feature out of range, an SAE of
+        another decoder or hook, or labels or targets that are missing.
+    """
+    parts = [as_batch(b) for b in batches]
+    hook = _check_sae(hooked, sae, hook, groups, allow_other_decoder)
+    name = variable or _find_variable(parts, groups)
+    chosen = _find_task(hooked, parts, task)
+    settings = Settings(hook, name, chosen, controls, seed, use_error_term, allow_fit)
+    _refuse_empty(groups)
+    folds = [
+        _fold(hooked, sae, own, groups, settings, "given", recording_id)
+        for recording_id, own in split_recordings(parts, chosen).items()
+    ]
+    return ablation_table(folds)
+
+
+def cross_fitted_study(
+    hooked: Any,
+    sae: Any,
+    select: Iterable[Any],
+    report: Iterable[Any],
+    variable: str,
+    *,
+    n_features: int = 6,
+    controls: int = 999,
+    seed: int = 0,
+    hook: str | None = None,
+    task: str | None = None,
+    fit: Iterable[Any] | None = None,
+    others: Mapping[str, tuple[Iterable[Any], Iterable[Any]]] | None = None,
+    untrained: tuple[Any, Any] | bool = True,
+    use_error_term: bool = False,
+    allow_other_decoder: bool = False,
+) -> AblationStudy:
+    """Choose features on one half of the trials, remove them on the other; swap; average.
+
+    Every dictionary's features are chosen by the same rule (`neuro_lens.ablation.controls.choose`)
+    on one half and removed on the other. Each recording is studied on its own.
+
+    Parameters
+    ----------
+    hooked : HookedDecoder
+    sae : SAE
+    select, report : iterable of Batch
+        The two halves; they must share no trial.
+    variable : str
+        Column of the labels.
+    n_features : int
+        Features removed for each value, at most.
+    controls : int
+        Matched random sets; of the other random controls at most 199, and 19 shuffles of labels.
+    seed : int
+    hook, task : str, optional
+        As in `ablation_study`.
+    fit : iterable of Batch, optional
+        Windows of the fit part: signed PCs are fitted and the untrained decoder's SAE is trained
+        on them. Without them both controls are missing, and the words say so.
+    others : mapping of str to (select, report), optional
+        Recordings to choose features on as well, such as one that carries nothing.
+    untrained : (HookedDecoder, SAE) or bool
+        The untrained decoder and its SAE; True makes them from ``fit``, False leaves them out.
+    use_error_term, allow_other_decoder : bool
+        As in `ablation_study`.
+
+    Returns
+    -------
+    AblationStudy
+
+    Raises
+    ------
+    NeuroLensError
+        As `ablation_study`, and when the halves share trials or a recording is in one alone.
+    """
+    halves = {"select": [as_batch(b) for b in select], "report": [as_batch(b) for b in report]}
+    hook = _check_sae(hooked, sae, hook, {}, allow_other_decoder)
+    chosen = _find_task(hooked, halves["select"], task)
+    settings = Settings(hook, variable, chosen, controls, seed, use_error_term)
+    by_recording = _pair_recordings(halves, chosen)
+    sources = Sources(hooked, sae, settings.hook, variable, n_features, seed)
+    sources.prepare(fit, untrained)
+    other_halves = {
+        name: {"select": [as_batch(b) for b in a], "report": [as_batch(b) for b in b_]}
+        for name, (a, b_) in (others or {}).items()
+    }
+    folds = []
+    for recording_id, own in by_recording.items():
+        for on, tested in (("select", "report"), ("report", "select")):
+            elsewhere = {name: h[on] for name, h in other_halves.items()}
+            first, *rest = sources.choose_on(own[on], elsewhere)
+            name, groups = f"{on} → {tested}", first.draws[0]
+            folds.append(
+                _fold(hooked, sae, own[tested], groups, settings, name, recording_id, rest)
+            )
+    summary = summary_table(folds, seed)
+    matching = matching_table(folds)
+    summary["words"] = explain(summary, matching, sources.missing)
+    return AblationStudy(
+        ablation_table(folds),
+        summary,
+        matching,
+        confusion_table(folds, chosen.dim),
+        group_table(folds),
+    )
+
+
+def _fold(
+    hooked: Any,
+    sae: Any,
+    batches: list[Batch],
+    groups: Mapping[Any, Sequence[int]],
+    settings: Settings,
+    name: str,
+    recording_id: str,
+    alternatives: Sequence[Alternative] = (),
+) -> Fold:
+    """Measure one recording's trials under the SAE's features and under every control."""
+    s = settings
+    scene = Scene(hooked, s.hook, batches, s.task, s.variable, s.allow_fit)
+    values = scene.trials.values
+    for value in groups:
+        check_choice(f"value of {s.variable}", value, values)
+    asked = np.array([v in groups for v in values])
+    full: Groups = {v: list(groups.get(v, [])) for v in values}
+    spliced = scene.splice(sae, s.use_error_term)
+    ablated = spliced.remove([full[v] for v in values], f"features of {s.variable}")
+    fold = Fold(name, s.hook, recording_id, s.variable, scene.decision, asked, ablated)
+    fold.groups[SAE] = full
+    fold.effects[SAE] = compare(spliced, ablated, [[full[v]] for v in values])
+    _same_sae_controls(fold, spliced, full, s)
+    for alternative in alternatives:
+        _measure(fold, alternative, scene, batches, s)
+    return fold
+
+
+def _same_sae_controls(fold: Fold, spliced: SplicedScene, groups: Groups, s: Settings) -> None:
+    place = zlib.crc32(f"{fold.hook}/{fold.recording_id}/{fold.name}".encode())
+    rng = np.random.default_rng([s.seed, place])
+    few = min(s.controls, OTHER_CONTROLS)
+    effects, matched = fold.effects, fold.matched
+    effects[RANDOM_SETS], matched[RANDOM_SETS] = matched_controls(spliced, groups, s.controls, rng)
+    effects[DIRECTIONS] = direction_controls(spliced, groups, few, rng)
+    effects[LOGIT_SETS], matched[LOGIT_SETS] = logit_controls(spliced, groups, few, rng)
+    if fold.trials.exclusive:
+        on, _ = effects[SAE].on_off()
+        effects[BIAS], _ = bias_control(spliced, on[0])
+
+
+def _measure(
+    fold: Fold, alternative: Alternative, scene: Scene, batches: list[Batch], s: Settings
+) -> None:
+    """Measure another dictionary's features, or those of another choice."""
+    if alternative.hooked is not None:
+        scene = Scene(alternative.hooked, s.hook, batches, s.task, s.variable, s.allow_fit)
+    spliced = scene.splice(alternative.dictionary, s.use_error_term)
+    values = scene.trials.values
+    sets = [[draw.get(v, []) for draw in alternative.draws] for v in values]
+    outcomes = spliced.remove([one for draws in sets for one in draws], alternative.name)
+    fold.effects[alternative.name] = compare(spliced, outcomes, sets)
+    fold.groups[alternative.name] = alternative.draws[0]
+
+
+def _check_sae(
+    hooked: Any,
+    sae: Any,
+    hook: str | None,
+    groups: Mapping[Any, Sequence[int]],
+    allow_other_decoder: bool,
+) -> str:
+    """Return the hook, once the SAE and its features are known to fit there."""
+    features = sorted({int(f) for group in groups.values() for f in group})
+    with hooked.ablate(sae, features, hook=hook, allow_other_decoder=allow_other_decoder):
+        pass
+    return hook or sae.cfg.metadata.hook_name
+
+
+def _refuse_empty(groups: Mapping[Any, Sequence[int]]) -> None:
+    if not groups:
+        raise NeuroLensError("groups is empty; give the features of at least one value")
+    for value, features in groups.items():
+        if len(features) == 0:
+            raise NeuroLensError(f"the group of {value!r} has no feature; leave it out")
+
+
+def _find_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]) -> str:
+    """Return the label whose values the groups name."""
+    labels = pd.concat([b.labels for b in batches], ignore_index=True)
+    known = {
+        c: set(labels[c].dropna().unique()) for c in labels.columns if c not in NOT_VARIABLES
+    }
+    wanted = set(groups)
+    for fits in (lambda v: v == wanted, lambda v: wanted <= v):
+        found = [c for c, values in known.items() if fits(values)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise NeuroLensError(
+                f"the groups' values fit {' and '.join(found)}; say which with variable="
+            )
+    raise NeuroLensError(
+        f"no label has the values {sorted(wanted)[:4]} that the groups name; the labels are "
+        f"{', '.join(known)}; give batches of the trials that the features were chosen for"
+    )
+
+
+def _find_task(hooked: Any, batches: Sequence[Batch], task: str | None) -> Task:
+    """Return the task of that name, or the one classification that the batches have targets of."""
+    if task is not None:
+        check_choice("task", task, hooked.tasks)
+        return hooked.tasks[task]
+    given = {name for batch in batches for name in batch.targets}
+    found = [t for n, t in hooked.tasks.items() if n in given and t.kind == "classification"]
+    if len(found) != 1:
+        names = ", ".join(t.name for t in found) or "none"
+        raise NeuroLensError(
+            f"an ablation study scores one classification, and the batches have targets of "
+            f"{names}; name it with task="
+        )
+    return found[0]
+
+
+def _pair_recordings(
+    halves: Mapping[str, list[Batch]], task: Task
+) -> dict[str, dict[str, list[Batch]]]:
+    parts = {half: split_recordings(batches, task) for half, batches in halves.items()}
+    trials = {h: {t for b in bs for t in b.labels["trial"]} for h, bs in halves.items()}
+    shared = trials["select"] & trials["report"]
+    if shared:
+        raise NeuroLensError(
+            f"select and report share {len(shared)} trials, such as {min(shared)!r}; features must "
+            "be chosen on other trials than they are tested on"
+        )
+    for recording_id in set(parts["select"]) ^ set(parts["report"]):
+        raise NeuroLensError(
+            f"recording {recording_id!r} is in one half alone; give its trials in both"
+        )
+    return {r: {half: parts[half][r] for half in parts} for r in parts["select"]}

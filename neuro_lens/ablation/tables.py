@@ -1,0 +1,295 @@
+"""Tables of an ablation study: the matrix, the summary beside its controls, the matching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .controls import DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
+from .intervals import block_weights, bootstrap_interval, rank_p
+from .matching import TOLERANCE, Matched
+from .outcomes import Outcomes, confusions
+from .scene import Effects
+from .trials import Trials
+
+FAMILIES = (RANDOM_SETS, DIRECTIONS, LOGIT_SETS, SHUFFLED)
+N_BOOTSTRAP = 4000
+FAIR = 0.2
+"""Relative difference up to which the median set counts as a fair control."""
+
+
+@dataclass
+class Fold:
+    """Everything measured on one part of one recording.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``"select → report"``.
+    hook, recording_id, variable : str
+    decision : bool
+        Whether the hook is the decision itself.
+    asked : array of bool, shape (n_values,)
+        The values whose features were to be removed.
+    effects : dict of str to Effects
+        By dictionary, the SAE's first.
+    ablated : Outcomes
+        Of the SAE's features, a row a value.
+    groups : dict of str to dict
+        The features of each value that were removed, by dictionary.
+    matched : dict of str to dict
+        How well the matched sets match, by control and value.
+    """
+
+    name: str
+    hook: str
+    recording_id: str
+    variable: str
+    decision: bool
+    asked: np.ndarray
+    ablated: Outcomes
+    effects: dict[str, Effects] = field(default_factory=dict)
+    groups: dict[str, Mapping[Any, Sequence[int]]] = field(default_factory=dict)
+    matched: dict[str, dict[Any, Matched]] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> Trials:
+        """The trials that were tested."""
+        return self.effects[SAE].trials
+
+
+def ablation_table(folds: Sequence[Fold]) -> pd.DataFrame:
+    """Return a row per fold, dictionary, ablated value and tested value.
+
+    Columns: ``hook``, ``role`` (effect or control), ``dictionary``, ``recording_id``,
+    ``variable``, ``ablated``, ``tested``, ``n_features`` (removed, mean over draws), ``n_trials``,
+    ``nats`` (extra log-loss, mean over the tested value's trials), ``recall``, ``auc``,
+    ``accuracy`` (changes), ``share_removed`` (of those trials), ``fold``; then ``n_draws``,
+    ``nats_orientation`` and ``accuracy_orientation`` where classes are directions, what the
+    spliced and the bare decoder have on those trials (``loss_…``, ``recall_…``, ``auc_…``,
+    ``accuracy_…``), ``split`` and ``decision``.
+    """
+    return pd.concat([_effect_rows(f, n) for f in folds for n in f.effects], ignore_index=True)
+
+
+def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
+    """Return a row per recording and dictionary, averaged over values and folds.
+
+    ``on_target`` and ``off_target`` (extra nats on the ablated value's trials, on the others),
+    ``specificity`` (their difference, averaged over values), ``low`` and ``high`` (its 95 %
+    interval, a bootstrap over repeat blocks, which speaks of this recording only),
+    ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's), for
+    controls with many draws ``matched_mean``, ``matched_q95`` and ``p_rank`` (the SAE's rank among
+    them; the SAE's own row has those of the random sets), ``n_controls``, changes of recall, AUC
+    and orientation loss on and off target, and ``beaten``: whether the SAE's specificity is above
+    the 95th percentile of the draws, or the interval of the difference above zero; null for
+    controls without an interval, and for matched sets of which the median is off by more than
+    a fifth.
+    """
+    by_recording: dict[tuple[str, str], list[Fold]] = {}
+    for fold in folds:
+        by_recording.setdefault((fold.hook, fold.recording_id), []).append(fold)
+    rows = [
+        row
+        for same in by_recording.values()
+        for row in _summary_rows(same, np.random.default_rng([seed, 7]))
+    ]
+    table = pd.DataFrame(rows)
+    table["beaten"] = table["beaten"].astype("boolean")
+    return table
+
+
+def matching_table(folds: Sequence[Fold]) -> pd.DataFrame:
+    """Return how well matched sets match, a row per fold, control, value and amount.
+
+    ``wanted`` (what the value's features remove on its trials), ``mean`` (of the sets),
+    ``share_matched`` (sets within the tolerance in all amounts), ``worst`` (largest relative
+    difference), ``n_sets`` and ``n_features`` (mean size of the sets).
+    """
+    rows = []
+    for fold in folds:
+        for control, by_value in fold.matched.items():
+            amounts = ("mass", "norm") if control == RANDOM_SETS else ("logit",)
+            for value, found in by_value.items():
+                for i, amount in enumerate(amounts):
+                    rows.append(
+                        {
+                            "hook": fold.hook,
+                            "recording_id": fold.recording_id,
+                            "fold": fold.name,
+                            "dictionary": control,
+                            "ablated": value,
+                            "amount": amount,
+                            "wanted": found.wanted[i],
+                            "mean": found.amounts[:, i].mean(),
+                            "share_matched": float((found.error <= TOLERANCE).mean()),
+                            "worst": float(found.error.max()),
+                            "n_sets": len(found.sets),
+                            "n_features": float(np.mean([len(s) for s in found.sets])),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def confusion_table(folds: Sequence[Fold], n_classes: int) -> pd.DataFrame:
+    """Return what is answered on each value's trials, without and with the SAE's features."""
+    tables = [
+        confusions(f.effects[SAE].base, f.ablated, f.trials, n_classes).assign(
+            hook=f.hook, recording_id=f.recording_id, variable=f.variable, fold=f.name
+        )
+        for f in folds
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def group_table(folds: Sequence[Fold]) -> pd.DataFrame:
+    """Return which features were removed: a row per fold, dictionary, value and feature."""
+    rows = [
+        (f.hook, f.recording_id, f.name, dictionary, f.variable, value, rank, feature)
+        for f in folds
+        for dictionary, groups in f.groups.items()
+        for value, features in groups.items()
+        for rank, feature in enumerate(features)
+    ]
+    columns = ["hook", "recording_id", "fold", "dictionary", "variable", "value", "rank", "feature"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _effect_rows(fold: Fold, dictionary: str) -> pd.DataFrame:
+    effects = fold.effects[dictionary]
+    trials = effects.trials
+    n_values = len(trials.values)
+    ablated, tested = (i.ravel() for i in np.indices((n_values, n_values)))
+    values = np.array(trials.values)
+    split = "+".join(sorted(trials.table["split"].astype(str).unique()))
+    change = {k: v.mean(0)[ablated, tested] for k, v in effects.change.items()}
+    table = pd.DataFrame(
+        {
+            "hook": fold.hook,
+            "role": "effect" if dictionary == SAE else "control",
+            "dictionary": dictionary,
+            "recording_id": fold.recording_id,
+            "variable": fold.variable,
+            "ablated": values[ablated],
+            "tested": values[tested],
+            "n_features": effects.n_features[ablated],
+            "n_trials": trials.is_value.sum(1)[tested],
+            **{k: change[k] for k in ("nats", "recall", "auc", "accuracy")},
+            "share_removed": effects.share_removed[ablated, tested],
+            "fold": fold.name,
+            "n_draws": len(effects.change["nats"]),
+            "nats_orientation": change.get("nats_orientation", np.nan),
+            "accuracy_orientation": change.get("accuracy_orientation", np.nan),
+        }
+    )
+    for name, outcomes in (("spliced", effects.base), ("bare", effects.bare)):
+        weight = trials.is_value / trials.is_value.sum(1, keepdims=True)
+        table[f"loss_{name}"] = (weight @ outcomes.loss[0])[tested]
+        table[f"recall_{name}"] = outcomes.recall[0][tested]
+        table[f"auc_{name}"] = outcomes.auc[0][tested]
+        table[f"accuracy_{name}"] = (weight @ outcomes.correct[0])[tested]
+    return table.assign(split=split, decision=fold.decision)[fold.asked[ablated]]
+
+
+def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return the summary of one recording and hook."""
+    blocks = [f.trials.table["block"].to_numpy() for f in folds]
+    n_blocks = [len(pd.unique(b)) for b in blocks]
+    weights = [block_weights(b, N_BOOTSTRAP, rng) for b in blocks]
+    names = [n for n in folds[0].effects if all(n in f.effects for f in folds)]
+    draws = {n: _bootstrap(folds, n, weights) for n in names}
+    specific = {n: _mean_over_folds([_specificity(f, n) for f in folds]) for n in names}
+    dose = max((len(g) for f in folds for g in f.groups[SAE].values()), default=0)
+    sae = float(specific[SAE].mean())
+    rows = []
+    for name in names:
+        own = specific[name]
+        row = {
+            "hook": folds[0].hook,
+            "dictionary": name,
+            "recording_id": folds[0].recording_id,
+            "n_features": dose,
+            **_on_off(folds, name, "nats", ("on_target", "off_target")),
+            "specificity": float(own.mean()),
+            **_pair("low", "high", bootstrap_interval(draws[name], n_blocks)),
+            **_ranks(sae, specific.get(RANDOM_SETS) if name == SAE else own, name),
+        }
+        for outcome in ("recall", "auc", "nats_orientation"):
+            row |= _on_off(folds, name, outcome, (f"{outcome}_on", f"{outcome}_off"))
+        difference = bootstrap_interval(draws[SAE] - draws[name], n_blocks)
+        row |= _pair("diff_low", "diff_high", difference if name != SAE else (np.nan, np.nan))
+        row["beaten"] = _beaten(name, row, sae) if _is_fair(folds, name) else None
+        row["decision"] = folds[0].decision
+        rows.append(row)
+    return rows
+
+
+def _beaten(name: str, row: Mapping[str, Any], sae: float) -> bool | None:
+    if name == SAE:
+        return None
+    if name in FAMILIES:
+        return bool(sae > row["matched_q95"])
+    return None if np.isnan(row["diff_low"]) else bool(row["diff_low"] > 0)
+
+
+def _is_fair(folds: Sequence[Fold], name: str) -> bool:
+    errors = [m.error for f in folds for m in f.matched.get(name, {}).values()]
+    return not errors or bool(np.median(np.concatenate(errors)) <= FAIR)
+
+
+def _ranks(sae: float, controls: np.ndarray | None, name: str) -> dict[str, Any]:
+    if controls is None or (name != SAE and name not in FAMILIES):
+        return {"matched_q95": np.nan, "matched_mean": np.nan, "p_rank": np.nan, "n_controls": 1}
+    return {
+        "matched_q95": float(np.quantile(controls, 0.95)),
+        "matched_mean": float(controls.mean()),
+        "p_rank": rank_p(sae, controls),
+        "n_controls": len(controls),
+    }
+
+
+def _specificity(fold: Fold, name: str) -> np.ndarray:
+    on, off = fold.effects[name].on_off()
+    return (on - off)[:, fold.asked].mean(1)
+
+
+def _mean_over_folds(values: Sequence[np.ndarray]) -> np.ndarray:
+    shortest = min(len(v) for v in values)
+    return np.mean([v[:shortest] for v in values], axis=0)
+
+
+def _bootstrap(folds: Sequence[Fold], name: str, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the specificity in each draw of repeat blocks, shape ``(n_draws,)``."""
+    parts = []
+    for fold, weight in zip(folds, weights, strict=True):
+        effects = fold.effects[name]
+        on = _weighted(effects.extra, effects.trials.is_value, weight)
+        off = _weighted(effects.extra, ~effects.trials.is_value, weight)
+        parts.append(np.nanmean((on - off)[:, fold.asked], axis=1))
+    return np.mean(parts, axis=0)
+
+
+def _weighted(extra_vt: np.ndarray, use_vt: np.ndarray, weight_bt: np.ndarray) -> np.ndarray:
+    total = weight_bt @ use_vt.T.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weight_bt @ (extra_vt * use_vt).T.astype(np.float32)) / total
+
+
+def _on_off(
+    folds: Sequence[Fold], name: str, outcome: str, columns: tuple[str, str]
+) -> dict[str, float]:
+    """Return an outcome's change on and off target: mean over draws, values and folds."""
+    if any(outcome not in f.effects[name].change for f in folds):
+        return dict.fromkeys(columns, float("nan"))
+    pairs = [f.effects[name].on_off(outcome) for f in folds]
+    means = [[side[:, f.asked].mean() for side in pair] for f, pair in zip(folds, pairs)]
+    return dict(zip(columns, np.mean(means, axis=0).tolist()))
+
+
+def _pair(low: str, high: str, values: tuple[float, float]) -> dict[str, float]:
+    return {low: values[0], high: values[1]}
+
