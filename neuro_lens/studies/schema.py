@@ -30,6 +30,11 @@ class Recordings(_Fields):
         Arguments of `neuro_lens.recordings.simulate`, in place of ``source``.
     window : (float, float)
         Start and end of a window in seconds, relative to the start of its trial.
+    before : (float, float), optional
+        A window before the trial, decoded and tested in the same way; null where the recordings
+        have no time between trials.
+    before : (float, float), optional
+        The window before the stimulus, decoded and tested in the same way.
     pool : int
         Consecutive samples averaged into one.
     """
@@ -37,16 +42,18 @@ class Recordings(_Fields):
     source: Name = "sur_v1"
     simulate: dict[str, Any] | None = None
     window: tuple[float, float] = (0.0, 2.0)
+    before: tuple[float, float] | None = (-1.0, 0.0)
     pool: Count = 4
 
     @model_validator(mode="after")
     def _check(self) -> Recordings:
         if self.simulate is not None and "source" in self.model_fields_set:
             raise ValueError("holds both source and simulate, but one of them is expected")
-        if self.window[1] <= self.window[0]:
-            raise ValueError(
-                f"has the window {list(self.window)}, but its end must come after its start"
-            )
+        for name, window in (("window", self.window), ("before", self.before)):
+            if window and window[1] <= window[0]:
+                raise ValueError(
+                    f"has {name} {list(window)}, but its end must come after its start"
+                )
         return self
 
 
@@ -61,6 +68,8 @@ class Decoder(_Fields):
         Time between latents in seconds.
     ffn_dropout, lin_dropout, atn_dropout : float
         Dropout in feed-forward networks, on branches, and of attention.
+    t_min, t_max : float
+        Shortest and longest period of the time embedding in seconds.
     steps, batch_size : int
         Training steps and windows a step.
     lr, weight_decay : float
@@ -76,16 +85,18 @@ class Decoder(_Fields):
     depth: Count = 2
     dim_head: Count = 32
     cross_heads: Count = 2
-    self_heads: Count = 2
+    self_heads: Count = 4
     num_latents_per_step: Count = 8
-    latent_step: Positive = 0.25
-    ffn_dropout: Fraction = 0.2
-    lin_dropout: Fraction = 0.2
+    latent_step: Positive = 1.0
+    ffn_dropout: Fraction = 0.0
+    lin_dropout: Fraction = 0.4
     atn_dropout: Fraction = 0.0
+    t_min: Positive = 0.1
+    t_max: Positive = 8.0
     steps: Count = 1500
     batch_size: Count = 48
     lr: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     unit_dropout: Fraction = 0.7
     noise: Annotated[float, Field(ge=0)] = 0.3
 
@@ -167,7 +178,7 @@ class Ablation(_Fields):
     recordings: Literal["best"] | Annotated[list[Name], Field(min_length=1)] = "best"
     controls: Count = 999
     negative: Name | None = None
-    decision_hook: Name | None = "hook_readout_in"
+    decision_hook: Name | None = "dec.hook_resid_post"
 
 
 class Study(_Fields):

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from neuro_lens.cli import main
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call neuro-lens with arguments, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+    return run
+
+
+def refused(result):
+    """Return the one sentence on standard error of a call that exited with code 2."""
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (sentence,) = result.stderr.splitlines()
+    return sentence.removeprefix("neuro-lens: ")
+
+
+def test_help_and_version_answer(call):
+    result = call("--help")
+    assert result.exit_code == 0
+    for command in ("data", "demo", "hooks", "run"):
+        assert f"  {command} " in result.stdout
+    assert call("--version").stdout.strip()
+    assert "simulate" in call("data", "--help").stdout
+
+
+def test_simulate_writes_recordings_and_lists_them(call):
+    settings = ("--n-animals", 2, "--n-units", 4, "--n-repeats", 4, "--order", "fixed")
+    result = call("data", "simulate", "--out", "made", *settings)
+    assert result.exit_code == 0
+    files = result.stdout.split()
+    assert len(files) == 2
+    assert all(Path(file).is_file() for file in files)
+    assert (Path("made") / "truth").is_dir()
+
+
+def test_import_writes_the_real_recordings(call, real_data):
+    result = call("data", "import", "sur_v1", "--source", real_data, "--out", "mice")
+    assert result.exit_code == 0
+    assert len(result.stdout.split()) == 6
+    assert Path("mice/mrcuts28.h5").is_file()
+
+
+def test_hooks_lists_the_points_of_a_saved_decoder(call, saved_decoder):
+    result = call("hooks", saved_decoder)
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert names[0] == "name"
+    assert {"blocks.0.hook_resid_post", "hook_readout_in"} <= set(names)
+
+
+@pytest.fixture(scope="module")
+def saved_decoder(tmp_path_factory, grating_recordings):
+    from neuro_lens.decoders import CalciumPOYOPlus, save_decoder
+
+    small = {"dim": 16, "depth": 1, "dim_head": 8, "self_heads": 2, "num_latents_per_step": 2}
+    decoder = CalciumPOYOPlus(sequence_length=2.0, latent_step=0.5, **small)
+    decoder.init_vocabs(grating_recordings)
+    folder = tmp_path_factory.mktemp("decoder") / "decoder"
+    save_decoder(decoder, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "nowhere.yaml"), "there is no study file nowhere.yaml"),
+        (("demo", "--seeds", "one"), "--seeds is 'one'; give whole numbers"),
+        (("demo", "--seeds", "1,1"), "only once"),
+        (("hooks", "nowhere"), "nowhere is no decoder folder"),
+        (("data", "import", "sur_v2", "--out", "x"), "did you mean 'sur_v1'?"),
+        (("data", "import", "sur_v1", "--source", ".", "--out", "x"), ""),
+        (("data", "simulate", "--out", "x", "--order", "fixt"), "did you mean 'fixed'?"),
+        (("data", "simulate", "--out", "x", "--n-animals", "0"), "n_animals is 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(call, arguments, says):
+    assert says in refused(call(*arguments))
+    assert list(Path().iterdir()) == []
+
+
+def test_a_wrong_study_names_file_and_line_and_runs_nothing(call):
+    Path("study.yaml").write_text("name: a\nsae:\n  kk: 3\n")
+    assert refused(call("run", "study.yaml")).startswith("study.yaml, line 3: unknown field")
+    assert [path.name for path in Path().iterdir()] == ["study.yaml"]
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_kept(call):
+    Path("study.yaml").write_text("name: a\nrecordings: {simulate: {n_animals: 2}}\n")
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    assert "mine is not empty" in refused(call("run", "study.yaml", "--out", "mine"))
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_other_errors_are_not_hidden(monkeypatch, call):
+    import neuro_lens.recordings
+
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(neuro_lens.recordings, "simulate", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        call("data", "simulate", "--out", "x")
