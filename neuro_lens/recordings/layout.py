@@ -11,13 +11,10 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, atomic_write
 
-from .validate import recording_problem, torch_brain_module
+from .validate import SPLIT_DOMAINS, recording_problem, torch_brain_module
 
 if TYPE_CHECKING:
     from torch_brain.data import Data, Interval
-
-SPLITS = ("fit", "select", "report")
-SPLIT_DOMAINS = {"fit": "train_domain", "select": "valid_domain", "report": "test_domain"}
 
 
 def split_of_block(block: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -99,7 +96,7 @@ def build_recording(
         session=tb.SessionDescription(**session),
         rois=tb.ArrayDict(id=np.asarray(unit_ids, dtype=str)),
         calcium_traces=traces,
-        **{SPLIT_DOMAINS[split]: domains[split] for split in SPLITS},
+        **{field: domains[split] for split, field in SPLIT_DOMAINS.items()},
         **fields,
         domain=traces.domain,
     )
@@ -153,7 +150,7 @@ def split_domains(start: np.ndarray, end: np.ndarray, block: np.ndarray) -> dict
     parts = split_of_block(block)
     return {
         split: tb.Interval(start=start[parts == split], end=end[parts == split]).coalesce()
-        for split in SPLITS
+        for split in SPLIT_DOMAINS
     }
 
 

@@ -12,14 +12,14 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError, check_choice, track, write_table
 
 from .calcium import fluctuation, fluorescence
-from .layout import build_recording, split_domains, write_recording
-from .tuning_truth import (
+from .ground_truth import (
     DIRECTIONS,
     TEMPORAL_FREQUENCIES,
     draw_animal,
     draw_units,
     tuning_curves,
 )
+from .layout import build_recording, split_domains, write_recording
 
 if TYPE_CHECKING:
     from torch_brain.data import Data

@@ -126,10 +126,12 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a MATLAB v5 file of the Sur-lab gratings data "
             f"({type(error).__name__}: {error}); fetch it anew"
         ) from None
-    if n_trials != N_TRIALS or "neuron1" not in fields:
+    absent = {"neuron1", "pupil_zscore", "speed"} - set(fields)
+    if n_trials != N_TRIALS or absent:
         raise NeuroLensError(
-            f"{path} holds {n_trials} trials and {len(fields)} fields, where {N_TRIALS} trials "
-            "and neuron1, neuron2, … were expected; fetch it anew"
+            f"{path} holds {n_trials} trials and lacks {', '.join(sorted(absent)) or 'no field'}, "
+            f"where {N_TRIALS} trials, neuron1, …, pupil_zscore and speed were expected; "
+            "fetch it anew"
         )
     return contents
 

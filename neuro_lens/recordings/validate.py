@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from neuro_lens.base import NeuroLensError, check_choice, track
 if TYPE_CHECKING:
     from torch_brain.datasets import Dataset
 
-DOMAINS = ("train_domain", "valid_domain", "test_domain")
+SPLIT_DOMAINS = {"fit": "train_domain", "select": "valid_domain", "report": "test_domain"}
 
 
 def load_recordings(
@@ -151,12 +151,14 @@ def _trial_intervals(file: Any) -> list[str]:
     return [
         name
         for name, group in file.items()
-        if "start" in group and "end" in group and not name.endswith("domain")
+        if isinstance(group, Mapping)
+        and {"start", "end"} <= set(group)
+        and not name.endswith("domain")
     ]
 
 
 def _overlap(file: Any) -> str | None:
-    present = [name for name in DOMAINS if name in file]
+    present = [name for name in SPLIT_DOMAINS.values() if name in file]
     for i, first in enumerate(present):
         for second in present[i + 1 :]:
             shared = _shared_seconds(file[first], file[second])

@@ -124,6 +124,13 @@ def test_a_nan_is_refused(sur_source, rewrite_mouse, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_without_running_is_refused(sur_source, rewrite_mouse, tmp_path):
+    rewrite_mouse("mrcuts28", change=lambda signals: signals.pop("speed"))
+    with pytest.raises(NeuroLensError, match=r"mrcuts28.* lacks speed"):
+        sur_v1(sur_source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [({"n_trials": 64}, "64 trials"), ({"n_samples": 48}, "128 trials of 49 samples")],

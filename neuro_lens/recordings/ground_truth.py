@@ -26,10 +26,10 @@ def draw_animal(rng: np.random.Generator, index: int, n_units: int, line_effect:
         "cre_line": LINES[line],
         "n_units": round(n_units * rng.uniform(0.8, 1.2)),
         "unresponsive": rng.uniform(0.3, 0.6),
-        "gain": np.exp(0.25 * rng.standard_normal()),
-        "baseline": np.exp(0.15 * rng.standard_normal()) * LINE_BASELINE**shift,
+        "gain": np.exp(0.5 * rng.standard_normal()),
+        "baseline": np.exp(0.1 * rng.standard_normal()) * LINE_BASELINE**shift,
         "decay": np.exp(0.1 * rng.standard_normal()) * LINE_DECAY**shift,
-        "signal_to_noise": np.exp(0.5 * rng.standard_normal()),
+        "signal_to_noise": np.exp(0.1 * rng.standard_normal()),
         "shared_gain": rng.uniform(0.1, 0.4),
         "neuropil": rng.uniform(0.02, 0.09),
     }
@@ -44,8 +44,8 @@ def draw_units(rng: np.random.Generator, animal: dict, snr: float) -> pd.DataFra
     n = animal["n_units"]
     responsive = np.arange(n) >= round(animal["unresponsive"] * n)
     rng.shuffle(responsive)
-    noise = 0.28 * np.exp(0.25 * rng.standard_normal(n))
-    amplitude = 1.8 * snr * animal["gain"] * animal["signal_to_noise"] * rng.gamma(2.0, 0.5, n)
+    noise = 0.28 / animal["signal_to_noise"] * np.exp(0.25 * rng.standard_normal(n))
+    amplitude = 2.0 * snr * animal["gain"] * rng.gamma(2.0, 0.5, n)
     return pd.DataFrame(
         {
             "recording_id": animal["recording_id"],
@@ -57,17 +57,17 @@ def draw_units(rng: np.random.Generator, animal: dict, snr: float) -> pd.DataFra
             "preferred_temporal_frequency": 2 ** rng.uniform(0, 3, n),
             "temporal_frequency_width": rng.uniform(0.5, 2.0, n),
             "amplitude": np.where(responsive, amplitude, 0.0),
-            "baseline": 0.25 * animal["baseline"] * rng.gamma(2.0, 0.5, n),
+            "baseline": 0.27 * animal["baseline"] * rng.gamma(2.0, 0.5, n),
             "shared_gain": animal["shared_gain"] * rng.uniform(0.5, 1.5, n),
             "running_gain": 0.3 + 0.2 * rng.standard_normal(n),
             "pupil_gain": 0.15 + 0.1 * rng.standard_normal(n),
             "rise": rng.uniform(0.04, 0.12, n),
             "decay": animal["decay"] * rng.uniform(0.2, 0.6, n),
-            "spike_size": rng.uniform(0.6, 1.4, n),
+            "spike_size": rng.uniform(0.8, 1.5, n),
             "saturation": rng.uniform(2.0, 5.0, n),
             "neuropil": animal["neuropil"] * rng.uniform(0.5, 1.5, n),
             "drift": 0.03 * rng.uniform(0.3, 1.5, n),
-            "slow_noise": 0.57 * noise,
+            "slow_noise": 0.63 * noise,
             "noise": noise,
         }
     )
