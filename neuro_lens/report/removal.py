@@ -58,9 +58,12 @@ def ablated_hooks(results: Results) -> tuple[list[str], list[str]]:
     summary = results.get("ablation_summary")
     if summary is None:
         return [], []
-    decision = results.setting("ablation", "decision_hook", default="hook_readout_in")
     hooks = list(summary["hook"].unique())
-    return [h for h in hooks if h != decision], [h for h in hooks if h == decision]
+    if "decision" in summary:
+        decisions = list(summary.loc[summary["decision"].astype(bool), "hook"].unique())
+    else:
+        decisions = [results.setting("ablation", "decision_hook", default="hook_readout_in")]
+    return [h for h in hooks if h not in decisions], [h for h in hooks if h in decisions]
 
 
 def chosen(summary: pd.DataFrame, n_features: int | None) -> pd.DataFrame:
@@ -102,6 +105,8 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
         beaten = list(share.index[share == 1])
         mixed = list(share.index[(share > 0) & (share < 1)])
         standing = list(share.index[share == 0])
+        controls = [d for d in summary["dictionary"].unique() if d != "sae"]
+        unjudged = [d for d in controls if d not in share and not d.startswith("features from")]
         if beaten:
             words.append(f"The SAE beats {listing(beaten)}.")
         elif len(share):
@@ -110,6 +115,8 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
             words.append(f"It beats {listing(mixed)} in some seeds only.")
         if standing:
             words.append(f"It does not beat {listing(standing)}.")
+        if unjudged and len(share):
+            words.append(f"No verdict on {listing(unjudged)}.")
     if "words" in summary:
         words += [w for w in dict.fromkeys(sae["words"]) if isinstance(w, str) and w]
     return words
@@ -225,6 +232,7 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
         blocks += [Paragraph(words, kind) for words in verdicts(of_recording)]
         blocks += _matrix_pictures(results, hook, recording)
     n_controls = int(summary["n_controls"].max()) if "n_controls" in summary else 0
+    several = "seed" in summary and summary["seed"].nunique() > 1
     blocks.append(
         Picture(
             plot_specificity(summary),
@@ -232,13 +240,25 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
             "features are removed, minus that on the other trials, averaged over values. "
             "Features chosen on one half of the held-out repeats and tested on the other, both "
             "ways. Bar: 95 % interval, bootstrap over repeat blocks. Grey block: "
-            f"{n_controls or 'the'} random sets of features matched on what they remove from the "
-            "target’s trials, mean to 95th percentile (orange). One line a seed.",
+            "a control’s draws, mean to 95th percentile (orange); beside the SAE, those of the "
+            f"{n_controls or 'random'} random sets matched on what they remove from the target’s "
+            f"trials.{' One line a seed.' if several else ''}",
             "Specificity of the SAE and its controls",
         )
     )
     blocks.append(_summary_grid(summary))
+    if "words" in summary and kind == "verdict":
+        blocks += _meanings(summary)
     return blocks
+
+
+def _meanings(summary: pd.DataFrame) -> list[Grid]:
+    """Return what each control is, in words."""
+    words = summary[summary["dictionary"] != "sae"].drop_duplicates("dictionary")
+    rows = [
+        [str(r.dictionary), str(r.words)] for r in words.itertuples() if isinstance(r.words, str)
+    ]
+    return [Grid(["control", "what it is"], rows, text_columns=2)] if rows else []
 
 
 def _matrix_pictures(results: Results, hook: str, recording: str) -> list[Picture]:
@@ -286,31 +306,39 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
     shown = [c for c in changes if c in summary]
     ranked = "p_rank" in summary and bool(summary["p_rank"].notna().any())
     judged = "beaten" in summary and bool(summary["beaten"].notna().any())
+    apart = judged and "diff_low" in summary
+    several = summary["recording_id"].nunique() > 1
     rows = []
-    for (dictionary, recording), group in summary.groupby(
-        ["dictionary", "recording_id"], sort=False
-    ):
+    for place, group in summary.groupby(["dictionary", "recording_id"], sort=False):
         mean = group[[*shown, "specificity"]].astype(float).mean()
-        cells = [number(mean[c], sign=True) for c in shown]
         spread = interval(group["low"].min(), group["high"].max())
-        cells.append(f"{number(mean['specificity'], sign=True)} {spread}")
+        cells = ["SAE" if place[0] == "sae" else str(place[0]), *[str(place[1])] * several]
+        cells += [f"{number(mean['specificity'], sign=True)} {spread}"]
+        cells += [number(mean[c], sign=True) for c in shown]
+        if apart:
+            cells.append(interval(group["diff_low"].min(), group["diff_high"].max()) or "–")
         if ranked:
             floor = 1 / (group["n_controls"].max() + 1) if "n_controls" in group else None
             cells.append(p_value(group["p_rank"].mean(), floor))
         if judged:
             cells.append(listing(list(dict.fromkeys(map(_yes, group["beaten"])))))
-        rows.append(["SAE" if dictionary == "sae" else str(dictionary), str(recording), *cells])
+        rows.append(cells)
     rows.sort(key=lambda row: row[0] != "SAE")
-    headers = ["removed", "recording", *(changes[c] for c in shown), "specificity [95 %]"]
-    headers += ["p among matched"] * ranked + ["SAE beats it"] * judged
+    headers = ["removed", *["recording"] * several, "specificity [95 %]"]
+    headers += [changes[c] for c in shown]
+    headers += ["SAE minus it"] * apart + ["p"] * ranked + ["SAE beats it"] * judged
     return Grid(
         headers,
         rows,
         "Changes on the trials of the value whose features are removed (on) and on the others "
         "(off): log-loss in nats, recall, and the area under the curve of the value against the "
-        "rest, which a moved criterion leaves alone. Mean over seeds; the interval spans those of "
-        "all seeds." + " p among matched: rank among sets matched on what they remove." * ranked,
-        text_columns=2,
+        "rest, which a moved criterion leaves alone. Mean over seeds; an interval spans those of "
+        "all seeds."
+        + " SAE minus it: 95 % interval of the difference in specificity." * apart
+        + " p: the SAE’s rank among the control’s draws." * ranked
+        + " The SAE beats a control where it lies above the 95th percentile of its draws, or the "
+        "interval of the difference above zero." * judged,
+        text_columns=1 + several,
     )
 
 

@@ -266,10 +266,14 @@ def _ablation_summary(rng):
                 "specificity": on - off,
                 "low": on - off - 0.2,
                 "high": on - off + 0.2,
-                "matched_q95": 0.26 if name == "sae" else np.nan,
-                "matched_mean": -0.08 if name == "sae" else np.nan,
-                "p_rank": 0.001 if name == "sae" else np.nan,
-                "n_controls": 999,
+                "matched_q95": 0.26 if name in ("sae", "random sets") else np.nan,
+                "matched_mean": -0.08 if name in ("sae", "random sets") else np.nan,
+                "p_rank": 0.001 if name in ("sae", "random sets") else np.nan,
+                "n_controls": 999 if name in ("sae", "random sets") else 1,
+                "diff_low": np.nan if name == "sae" else 0.6 - on - 0.3,
+                "diff_high": np.nan if name == "sae" else 0.6 - on + 0.3,
+                "decision": hook == DECISION,
+                "words": "" if name == "sae" else f"{name}, chosen by the same rule",
                 "recall_on": -0.4 * on,
                 "recall_off": -0.02,
                 "auc_on": -0.1 * on,
@@ -277,4 +281,4 @@ def _ablation_summary(rng):
                 "beaten": beaten if hook == HOOK else None,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"beaten": "boolean"})
