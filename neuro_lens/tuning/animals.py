@@ -58,7 +58,7 @@ def covariate_table(
         missing = [a for a in label.index if a not in given.index]
         if missing:
             raise NeuroLensError(f"the covariates lack {missing[0]!r}; give a row for each animal")
-        table = table.join(given.loc[label.index], rsuffix="_given")
+        table = table.drop(columns=given.columns, errors="ignore").join(given.loc[label.index])
     rows = []
     for name in table:
         column = _numbers(table[name])

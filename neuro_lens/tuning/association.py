@@ -177,7 +177,7 @@ def _prepare(data: TrialCodes, name: str, given: str | None) -> tuple[np.ndarray
     keep = trials[name].notna().to_numpy()
     if given is not None:
         value, _ = value_codes(trials, find_variable(trials, given))
-        keep &= value >= 0
+        keep = keep & (value >= 0)
     rows = np.flatnonzero(keep)
     time = trials["start"].to_numpy(float) if "start" in trials else np.arange(n)
     rows = rows[np.lexsort((time[rows], recording[rows]))]

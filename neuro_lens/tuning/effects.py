@@ -57,9 +57,10 @@ def omega_interval(
     """Return the ends of a bootstrap interval of ω² over repeat blocks.
 
     Blocks are drawn with replacement within their recording; with a single block a recording,
-    trials are. A resample repeats blocks and so overstates ω²: its percentiles are moved by the
-    bootstrap's own bias and widened by ``sqrt(n / (n - 1))`` for n blocks a recording. The
-    interval speaks of these recordings only.
+    trials are. A resample repeats blocks and so overstates ω²: on the scale of log(1 - ω²) its
+    percentiles are moved by the bootstrap's own bias and widened by ``sqrt(n / (n - 1))`` for n
+    blocks a recording. Of simulated features with 4, 8 or 16 blocks the interval held the true
+    effect in .90 or more (plain percentiles: .66 to .97). It speaks of these recordings only.
 
     Returns
     -------
@@ -79,18 +80,19 @@ def omega_interval(
     np.add.at(count, (unit, design.value), 1)
     square = np.zeros((len(strata), n_features))
     np.add.at(square, unit, x_nf**2)
-    times = np.concatenate(
-        [rng.multinomial(n, np.full(n, 1 / n), size=n_boot) for n in n_units], axis=1
-    ).astype(float)
+    draws = [rng.multinomial(n, np.full(n, 1 / n), size=n_boot) for n in n_units]
+    times = np.concatenate(draws, axis=1).astype(float)
+    times = times[(times > 0).sum(1) > 1]
     n_bkf = (times @ count)[..., None]
-    drawn = (times @ sums.reshape(len(strata), -1)).reshape(n_boot, k, n_features)
+    drawn = (times @ sums.reshape(len(strata), -1)).reshape(-1, k, n_features)
     between = (drawn**2 / np.maximum(n_bkf, 1)).sum(1)
-    boot = np.nan_to_num(_omega(between, times @ square, design))
-    estimate = _omega(between_sum(x_nf, design), (x_nf**2).sum(0), design)
+    unexplained = np.log(_unexplained(between, times @ square, design))
+    estimate = _unexplained(between_sum(x_nf, design), (x_nf**2).sum(0), design)
     widen = np.sqrt(n_units.min() / (n_units.min() - 1))
     tail = (1 - level) / 2
-    low, high = np.quantile(boot, [tail, 1 - tail], axis=0) - boot.mean(0)
-    return estimate + widen * low, estimate + widen * high
+    ends = np.quantile(unexplained, [1 - tail, tail], axis=0) - unexplained.mean(0)
+    low, high = 1 - estimate * np.exp(widen * ends)
+    return low, high
 
 
 def mean_response(x_nf: np.ndarray, design: Design, order: np.ndarray | None = None) -> np.ndarray:
@@ -132,30 +134,34 @@ def preferred_size(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, np.nda
 
     The preferred value has the largest mean response. For the size it is taken from one half of
     the blocks (of the trials, where there is one block), and the size, the response there minus
-    the mean response to the other values in standard deviations within values, from the other
-    half; both ways, averaged.
+    the mean response to the other values, from the other half; both ways, averaged, in standard
+    deviations within value and half (which do not depend on the means).
 
     Returns
     -------
     preferred : array of int, shape (n_features,)
     size : array, shape (n_features,)
-        NaN where a half lacks a value.
+        NaN where a half lacks a value, or has no value twice.
     """
     half = _halves(design)
-    mean_vf = mean_response(x_nf, design)
-    spread = np.sqrt(
-        ((x_nf - mean_vf[design.value]) ** 2).sum(0) / max(1, len(x_nf) - len(mean_vf))
-    )
-    first, second = (_half_mean(x_nf, design, half == side) for side in (0, 1))
-    if first is None or second is None:
-        return mean_vf.argmax(0), np.full(x_nf.shape[1], np.nan)
+    preferred = mean_response(x_nf, design).argmax(0)
+    count = np.stack([design.one_hot()[:, half == side].sum(1) for side in (0, 1)])
+    free = len(half) - count.size
+    if not count.all() or free < 1:
+        return preferred, np.full(x_nf.shape[1], np.nan)
+    means, spread = [], np.zeros(x_nf.shape[1])
+    for side in (0, 1):
+        group = design.one_hot()[:, half == side]
+        means.append(group @ x_nf[half == side] / count[side][:, None])
+        spread += ((x_nf[half == side] - means[side][design.value[half == side]]) ** 2).sum(0)
     feature = np.arange(x_nf.shape[1])
     sizes = []
-    for chosen, measured in ((first, second), (second, first)):
+    for chosen, measured in (means, means[::-1]):
         at = measured[chosen.argmax(0), feature]
         sizes.append(at - (measured.sum(0) - at) / (len(measured) - 1))
-    size = np.divide(np.mean(sizes, 0), spread, out=np.zeros_like(spread), where=spread > 0)
-    return mean_vf.argmax(0), size
+    spread = np.sqrt(spread / free)
+    size = np.divide(np.mean(sizes, 0), spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    return preferred, size
 
 
 def _halves(design: Design) -> np.ndarray:
@@ -164,12 +170,6 @@ def _halves(design: Design) -> np.ndarray:
         return design.block % 2
     shown = pd.DataFrame({"recording": design.recording, "value": design.value})
     return shown.groupby(["recording", "value"]).cumcount().to_numpy() % 2
-
-
-def _half_mean(x_nf: np.ndarray, design: Design, at: np.ndarray) -> np.ndarray | None:
-    group = design.one_hot()[:, at]
-    count = group.sum(1)
-    return (group @ x_nf[at]) / count[:, None] if (count > 0).all() else None
 
 
 def _omega(between: np.ndarray, total: np.ndarray, design: Design) -> np.ndarray:
@@ -184,6 +184,11 @@ def _omega(between: np.ndarray, total: np.ndarray, design: Design) -> np.ndarray
         out=np.full(between.shape, np.nan),
         where=total > 0,
     )
+
+
+def _unexplained(between: np.ndarray, total: np.ndarray, design: Design) -> np.ndarray:
+    """Return 1 - ω², above 0 and 1 where nothing varies."""
+    return np.maximum(1 - np.nan_to_num(_omega(between, total, design)), 1e-6)
 
 
 def _resampled(design: Design) -> tuple[np.ndarray, np.ndarray]:

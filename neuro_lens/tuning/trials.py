@@ -60,7 +60,11 @@ class TrialCodes:
 
 
 def trial_codes(
-    source: HookedDecoder | ActivationStore, sae: Any, batches: Iterable[Any] | None = None
+    source: HookedDecoder | ActivationStore,
+    sae: Any,
+    batches: Iterable[Any] | None = None,
+    *,
+    allow_other_decoder: bool = False,
 ) -> TrialCodes:
     """Encode activations and average the codes over the positions and windows of each trial.
 
@@ -73,6 +77,8 @@ def trial_codes(
         activations as they are.
     batches : iterable of Batch, optional
         Needed with a decoder, refused with a store.
+    allow_other_decoder : bool
+        Take an SAE that was trained on other weights than the activations come from.
 
     Returns
     -------
@@ -82,9 +88,11 @@ def trial_codes(
     Raises
     ------
     NeuroLensError
-        When batches are missing or superfluous, or the labels name no trials.
+        When batches are missing or superfluous, the labels name no trials, or the SAE is another
+        decoder's.
     """
     store = _as_store(source, sae, batches)
+    _check_origin(sae, store, allow_other_decoder)
     encoded = store.acts.float().numpy() if sae is None else _encode(sae, store.acts)
     hook = str(store.manifest.get("hook") or "")
     return trial_means(encoded, store.index["trial"], store.labels, hook)
@@ -183,9 +191,31 @@ def _as_store(source: Any, sae: Any, batches: Iterable[Any] | None) -> Activatio
             f"cannot read trials from a {type(source).__name__}; give a HookedDecoder with "
             "batches, an ActivationStore, or TrialCodes"
         )
-    if batches is None or sae is None:
-        raise NeuroLensError("a decoder needs an SAE and batches; give both, or a store")
-    return harvest(source, batches, sae.cfg.metadata.hook_name)
+    hook = None if sae is None else sae.cfg.metadata.hook_name
+    if batches is None or not hook:
+        raise NeuroLensError(
+            "a decoder needs batches and an SAE that names its hook; give both, or a store"
+        )
+    return harvest(source, batches, hook)
+
+
+def _check_origin(sae: Any, store: ActivationStore, allow_other_decoder: bool) -> None:
+    """Refuse activations of another hook, or of another decoder, than the SAE was trained on."""
+    if sae is None:
+        return
+    metadata, manifest = sae.cfg.metadata, store.manifest
+    if metadata.hook_name and manifest.get("hook") not in (None, metadata.hook_name):
+        raise NeuroLensError(
+            f"the SAE reads {metadata.hook_name!r} and the store holds {manifest['hook']!r}; "
+            "give the store of the SAE's own hook"
+        )
+    trained_on, comes_from = metadata.decoder_hash, manifest.get("decoder_hash")
+    if trained_on and comes_from and trained_on != comes_from and not allow_other_decoder:
+        raise NeuroLensError(
+            f"the SAE was trained on decoder {trained_on} and the activations come from "
+            f"{comes_from}; use this decoder's SAE, or give "
+            "trial_codes(..., allow_other_decoder=True)"
+        )
 
 
 def _encode(sae: Any, acts: Any) -> np.ndarray:

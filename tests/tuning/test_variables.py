@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuro_lens.base import NeuroLensError
+from neuro_lens.tuning import Variable, find_variable
+from neuro_lens.tuning.variables import value_codes
+
+
+@pytest.fixture
+def trials(make_trials):
+    table = make_trials(recordings=("a", "b", "c"))
+    table["genotype"] = table["recording_id"].map({"a": "x", "b": "x", "c": "y"})
+    table["running"] = np.random.default_rng(0).random(len(table))
+    table["temporal_frequency"] = np.tile([1.0, 2.0], len(table) // 2)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "period", "level"),
+    [
+        ("direction", "circular", 360.0, "trial"),
+        ("orientation", "circular", 180.0, "trial"),
+        ("temporal_frequency", "categorical", None, "trial"),
+        ("genotype", "categorical", None, "animal"),
+        ("running", "continuous", None, "trial"),
+    ],
+)
+def test_variables_are_found_in_the_columns(trials, name, kind, period, level):
+    assert find_variable(trials, name) == Variable(name, kind, period, level)
+
+
+def test_depth_that_varies_between_an_animals_recordings_is_of_the_recording(trials):
+    trials["subject_id"] = trials["recording_id"].map({"a": "m", "b": "m", "c": "n"})
+    trials["depth"] = trials["recording_id"].map({"a": 175, "b": 275, "c": 175})
+    assert find_variable(trials, "depth").level == "recording"
+
+
+def test_an_unknown_variable_names_the_nearest(trials):
+    with pytest.raises(NeuroLensError, match="did you mean 'orientation'"):
+        find_variable(trials, "orientaton")
+
+
+def test_the_trial_number_is_no_variable(trials):
+    with pytest.raises(NeuroLensError, match="unknown variable 'trial'"):
+        find_variable(trials, "trial")
+
+
+def test_an_empty_variable_is_refused(trials):
+    with pytest.raises(NeuroLensError, match="empty in all 96 trials"):
+        find_variable(trials.assign(direction=np.nan), "direction")
+
+
+def test_a_circular_variable_of_ones_own_needs_its_period(trials):
+    trials["phase"] = trials["direction"] / 2
+    assert find_variable(trials, Variable("phase", "circular", 180.0)).period == 180.0
+    with pytest.raises(NeuroLensError, match="give its period"):
+        find_variable(trials, Variable("phase", "circular"))
+
+
+def test_values_a_period_apart_are_one():
+    trials = pd.DataFrame({"orientation": [0.0, 180.0, 45.0, np.nan]})
+    codes, values = value_codes(trials, find_variable(trials, "orientation"))
+    assert codes.tolist() == [0, 0, 1, -1]
+    assert values == [0.0, 45.0]
