@@ -98,34 +98,24 @@ def global_test(
         )
     splits, complete = splits_of(group, seed)
     n_features, effect = _split_effects(mean_af, splits, alpha)
-    summary = {
-        "variable": variable,
-        "hook": data.hook,
-        "n_animals": len(group),
-        "groups": ", ".join(f"{n} {value}" for n, value in zip(sizes, values, strict=True)),
-        "n_features": n_features[0],
-        "n_features_others_low": n_features[1:].min(),
-        "n_features_others_high": n_features[1:].max(),
-        "effect": effect[0],
-        "effect_others_low": effect[1:].min(),
-        "effect_others_high": effect[1:].max(),
-        "rank": 1 + int((effect[1:] > effect[0]).sum()),
-        "p_count": share_reaching(n_features),
-        "p_effect": share_reaching(effect),
-        "n_splits": len(splits),
-        "p_floor": 1 / len(splits),
-        "complete": complete,
-        "reachable": 1 / len(splits) <= alpha,
-    }
-    table = covariate_table(data.trials, label, unit, covariates, splits, group)
-    confounds = table.loc[table["separates"], "covariate"].tolist()
-    summary |= {"confounds": ", ".join(confounds), "words": _words(summary, confounds, alpha)}
     rows = {
         "groups": [_spell(split, label.index, values) for split in splits],
         "is_true": np.arange(len(splits)) == 0,
         "n_features": n_features,
         "effect": effect,
     }
+    table = covariate_table(data.trials, label, unit, covariates, splits, group)
+    confounds = table.loc[table["separates"], "covariate"].tolist()
+    summary = {
+        "variable": variable,
+        "hook": data.hook,
+        "n_animals": len(group),
+        "groups": ", ".join(f"{n} {value}" for n, value in zip(sizes, values, strict=True)),
+        **_true_split(n_features, effect, alpha),
+        "complete": complete,
+        "confounds": ", ".join(confounds),
+    }
+    summary["words"] = _words(summary, confounds, alpha)
     return GlobalTest(pd.DataFrame([summary]), pd.DataFrame(rows), table)
 
 
@@ -228,6 +218,24 @@ def _left_out_accuracy(gram: np.ndarray, splits: np.ndarray) -> np.ndarray:
     score = (inner - member * diagonal) / size - pairs / (size * (size - 1)) / 2
     right = score.argmax(1) == splits
     return ((member * right[:, None]).sum(-1) / member.sum(-1)).mean(1)
+
+
+def _true_split(n_features: np.ndarray, effect: np.ndarray, alpha: float) -> dict:
+    """Return where the true split, the first, stands among the others."""
+    return {
+        "n_features": n_features[0],
+        "n_features_others_low": n_features[1:].min(),
+        "n_features_others_high": n_features[1:].max(),
+        "effect": effect[0],
+        "effect_others_low": effect[1:].min(),
+        "effect_others_high": effect[1:].max(),
+        "rank": 1 + int((effect[1:] > effect[0]).sum()),
+        "p_count": share_reaching(n_features),
+        "p_effect": share_reaching(effect),
+        "n_splits": len(effect),
+        "p_floor": 1 / len(effect),
+        "reachable": 1 / len(effect) <= alpha,
+    }
 
 
 def _spell(split: np.ndarray, animals: pd.Index, values: np.ndarray) -> str:
