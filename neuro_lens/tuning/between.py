@@ -84,8 +84,7 @@ def global_test(
     Raises
     ------
     NeuroLensError
-        When the variable varies within an animal, or there are fewer than two animals in all but
-        one group.
+        When the variable varies within an animal, or no group has two animals.
     """
     data = as_data(codes, trials, allow_fit=allow_fit)
     mean_af, label = animal_means(data, variable, unit)
