@@ -78,7 +78,9 @@ class AttentionMode(TorchFunctionMode):
             repeats = query.shape[-3] // key.shape[-3]
             key = key.repeat_interleave(repeats, -3)
             value = value.repeat_interleave(repeats, -3)
-        scores = query @ key.transpose(-2, -1) * (scale or 1 / math.sqrt(query.shape[-1]))
+        if scale is None:
+            scale = 1 / math.sqrt(query.shape[-1])
+        scores = query @ key.transpose(-2, -1) * scale
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -158,10 +158,9 @@ class FromReference:
         self.codes = _reference_codes(sae, reference, features)
         self.mode = mode
         self.rng = np.random.default_rng(seed)
-        index = getattr(reference, "index", None)
-        self.rows: Mapping[str, np.ndarray] = (
-            {} if index is None else index.groupby("recording_id").indices
-        )
+        self.rows: Mapping[str, np.ndarray] = {}
+        if not isinstance(reference, Tensor):
+            self.rows = reference.index.groupby("recording_id").indices
 
     def __call__(self, codes: Tensor, run: Run, site: Site) -> Tensor:
         """Return the features' new codes, of the shape of ``codes``."""

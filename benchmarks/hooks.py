@@ -1,0 +1,135 @@
+"""What hooking costs: calls timed turn by turn in one process, as ratios to the bare decoder.
+
+Run as ``python benchmarks/hooks.py [rounds]``. nnsight is timed too where it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from neuro_lens.decoders import CalciumPOYOPlus, Readout
+from neuro_lens.hooks import hook_model
+
+HOOK = "blocks.1.hook_resid_post"
+MODULE = "proc_layers.1.1"
+
+
+def main(rounds: int = 200) -> None:
+    """Print a line a decoder size and way of calling."""
+    torch.set_num_threads(1)
+    for label, dim, units, repeats in (("tiny", 16, 20, rounds), ("bigger", 128, 60, rounds // 8)):
+        decoder, inputs = _decoder(dim, units)
+        calls = _calls(decoder, inputs)
+        with torch.no_grad():
+            times = _interleaved(calls, max(repeats, 5))
+        bare = times.pop("bare")
+        print(f"hooks, {label}: bare forward {1e3 * median(bare):.2f} ms")
+        for name, ratios in times.items():
+            goal = {"idle": " (goal 1.01)", "one residual cached": " (goal 1.10)"}.get(name, "")
+            print(f"  {name} / bare: {median(ratios):.3f}{goal}")
+    if importlib.util.find_spec("nnsight") is None:
+        print("  nnsight is not installed here, so it was not timed")
+
+
+def _decoder(dim: int, units: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    windows, samples, outputs, latents, steps = 8, 10, 4, 4, 4
+    decoder = CalciumPOYOPlus(
+        sequence_length=1.0,
+        latent_step=0.25,
+        num_latents_per_step=latents,
+        readout_specs={"direction": Readout(1, 8, "classification", "t", "v")},
+        dim=dim,
+        depth=2,
+        dim_head=max(dim // 4, 8),
+        self_heads=4,
+    ).eval()
+    decoder.unit_emb.initialize_vocab([str(i) for i in range(units)])
+    decoder.session_emb.initialize_vocab(["a"])
+    n = samples * units
+    times = torch.linspace(0, 1, samples).repeat_interleave(units)
+    grid = (torch.arange(steps) + 0.5) * 0.25
+    inputs = {
+        "input_unit_index": torch.arange(1, units + 1).repeat(windows, samples),
+        "input_timestamps": times.repeat(windows, 1),
+        "input_values": torch.randn(windows, n, 1),
+        "input_mask": torch.ones(windows, n, dtype=torch.bool),
+        "latent_index": torch.arange(latents).repeat(windows, steps),
+        "latent_timestamps": grid.repeat_interleave(latents).repeat(windows, 1),
+        "output_session_index": torch.ones(windows, outputs, dtype=torch.long),
+        "output_timestamps": torch.full((windows, outputs), 0.5),
+        "output_decoder_index": torch.ones(windows, outputs, dtype=torch.long),
+    }
+    return decoder, inputs
+
+
+def _calls(decoder: torch.nn.Module, inputs: dict) -> dict[str, Callable[[], object]]:
+    hooked = hook_model(decoder)
+    module = decoder.get_submodule(MODULE)
+
+    def torch_hook() -> None:
+        handle = module.register_forward_hook(lambda m, a, out: kept.append(out) or None)
+        decoder(**inputs)
+        handle.remove()
+        kept.clear()
+
+    kept: list[torch.Tensor] = []
+    calls: dict[str, Callable[[], object]] = {
+        "bare": lambda: decoder(**inputs),
+        "bare again": lambda: decoder(**inputs),
+        "idle": lambda: hooked(**inputs),
+        "one residual cached": lambda: hooked.run_with_cache(**inputs, names_filter=HOOK),
+        "one residual edited": lambda: hooked.run_with_hooks(
+            **inputs, fwd_hooks=[(HOOK, lambda x, hook: x * 1.0)]
+        ),
+        "everything cached": lambda: hooked.run_with_cache(**inputs),
+        "plain torch hook, one branch": torch_hook,
+    }
+    if importlib.util.find_spec("nnsight") is not None:
+        calls["nnsight, one output saved"] = _nnsight(decoder, inputs)
+    return calls
+
+
+def _nnsight(decoder: torch.nn.Module, inputs: dict) -> Callable[[], object]:
+    from nnsight import NNsight
+
+    traced = NNsight(decoder)
+
+    def call() -> object:
+        with traced.trace(**inputs):
+            kept = traced.proc_layers[1][1].output.save()
+        return kept
+
+    return call
+
+
+def _interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return, a round and way of calling, its time over that of a bare call just before it."""
+    bare = calls["bare"]
+    others = {name: call for name, call in calls.items() if name != "bare"}
+    found: dict[str, list[float]] = {name: [] for name in ("bare", *others)}
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    for _ in range(rounds):
+        for name, call in others.items():
+            before = _time(bare)
+            found[name].append(_time(call) / before)
+            found["bare"].append(before)
+    return found
+
+
+def _time(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+if __name__ == "__main__":
+    main(*(int(a) for a in sys.argv[1:]))

@@ -1,0 +1,244 @@
+"""Silence is an error, and each error says what was given, expected and to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from neuro_lens import NeuroLensError
+from neuro_lens.hooks import In, Out, Residual, hook_model
+
+NEAR = r"unknown hook 'blocks\.1\.resid_post'; did you mean 'blocks\.1\.hook_resid_post'\?"
+
+
+def nothing(x, hook):
+    return None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h, i: h.run_with_cache(**i, names_filter="blocks.1.resid_post"),
+        lambda h, i: h.run_with_cache(**i, names_filter=["hook_readout_in", "blocks.1.resid_post"]),
+        lambda h, i: h.run_with_hooks(**i, fwd_hooks=[("blocks.1.resid_post", nothing)]),
+        lambda h, i: h.add_hook("blocks.1.resid_post", nothing),
+        lambda h, i: h.add_perma_hook("blocks.1.resid_post", nothing),
+        lambda h, i: h.add_caching_hooks("blocks.1.resid_post"),
+        lambda h, i: h.axis("blocks.1.resid_post"),
+        lambda h, i: h.vectors("blocks.1.resid_post", torch.zeros(1), i),
+    ],
+)
+def test_an_unknown_name_raises_with_the_nearest(poyo, use):
+    with pytest.raises(NeuroLensError, match=NEAR + r" hooked\.hook_table\(\) lists all 84"):
+        use(poyo.hooked, poyo.inputs)
+    assert not poyo.hooked._live
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h, i: h.run_with_cache(**i, names_filter=lambda n: False),
+        lambda h, i: h.run_with_cache(**i, names_filter=[]),
+        lambda h, i: h.run_with_hooks(**i, fwd_hooks=[(lambda n: n == "typo", nothing)]),
+        lambda h, i: h.add_hook(lambda n: False, nothing),
+        lambda h, i: h.get_caching_hooks(lambda n: False),
+    ],
+)
+def test_a_filter_that_matches_nothing_raises(poyo, use):
+    with pytest.raises(NeuroLensError, match="matches no hook point"):
+        use(poyo.hooked, poyo.inputs)
+
+
+def test_a_task_head_asked_for_by_name_must_fire(plus):
+    with pytest.raises(NeuroLensError, match=r"'readout\.frame' did not fire .*projections\.frame"):
+        plus.cache("readout.frame")
+    with pytest.raises(NeuroLensError, match="did not fire"):
+        plus.run(fwd_hooks=[("readout.frame", nothing)])
+    plus.hooked.add_hook("readout.frame", nothing)
+    with pytest.raises(NeuroLensError, match="did not fire"):
+        plus.hooked(**plus.inputs)
+    plus.hooked.reset_hooks()
+    _, cache = plus.cache("readout.speed")
+    assert cache["readout.speed"].shape == (6, 2)
+
+
+def test_a_task_head_reached_by_a_predicate_may_stay_silent(plus):
+    _, cache = plus.cache(lambda n: n.startswith("readout."))
+    assert set(cache) == {"readout.direction", "readout.speed"}
+    plus.run(fwd_hooks=[(lambda n: n.startswith("readout."), nothing)])
+    plus.cache()
+
+
+class Twisted(nn.Module):
+    """Adds its branch in a way that no sum shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+        self.idle = nn.Linear(4, 4)
+
+    def forward(self, x, how="addcmul"):
+        y = self.f(x)
+        if how == "addcmul":
+            return torch.addcmul(x, y, torch.ones_like(y))
+        if how == "position first":
+            return x + (y + torch.ones(3, 4))
+        return x + y
+
+
+TWISTED = [Residual("out", "post", "f", axis="position")]
+
+
+def test_a_sum_that_no_tap_sees_shows_as_unfired():
+    hooked = hook_model(Twisted(), TWISTED)
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(NeuroLensError, match="'post' did not fire .* sum that adds the output of"):
+        hooked.run_with_cache(x, names_filter="post")
+
+
+def test_a_sum_with_another_shape_is_not_the_stream():
+    decoder = Twisted()
+    hooked, x = hook_model(decoder, TWISTED), torch.randn(2, 3, 4)
+    output, cache = hooked.run_with_cache(x, "position first")
+    assert torch.equal(cache["out"], decoder.f(x) + torch.ones(3, 4))
+    assert torch.equal(cache["post"], x + cache["out"])
+    assert torch.equal(output, cache["post"])
+
+
+def test_an_uncalled_module_shows_as_unfired():
+    hooked = hook_model(Twisted(), [Out("idle", "idle", axis="position")])
+    with pytest.raises(NeuroLensError, match="'idle' did not fire .*output of module 'idle'"):
+        hooked.run_with_cache(torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"), [(torch.zeros(2), r"returned \(2,\)"), ("x", "returned str")]
+)
+def test_a_hook_that_returns_the_wrong_thing_raises(poyo, returned, said):
+    with pytest.raises(NeuroLensError, match=rf"'hook_readout_in' {said}"):
+        poyo.run(fwd_hooks=[("hook_readout_in", lambda x, hook: returned)])
+    assert poyo.clean()
+
+
+@pytest.mark.parametrize("keyword", ["names_filter", "fwd_hooks", "saes", "device"])
+def test_a_keyword_that_the_verbs_own_is_refused(keyword):
+    scope = {"nn": nn}
+    exec(
+        f"class D(nn.Module):\n    def forward(self, x, {keyword}=None):\n        return x",
+        scope,
+    )
+    with pytest.raises(NeuroLensError, match=rf"D\.forward has the keyword '{keyword}'"):
+        hook_model(scope["D"]())
+
+
+def test_what_cannot_be_hooked_is_refused(poyo):
+    with pytest.raises(NeuroLensError, match="hook_model was given a int"):
+        hook_model(3)
+    with pytest.raises(NeuroLensError, match="HookedDecoder already"):
+        hook_model(poyo.hooked)
+
+
+@pytest.mark.parametrize(
+    ("taps", "said"),
+    [
+        ([Out("a", "g", axis="p")], "no module 'g'"),
+        ([Out("a", "idel", axis="p")], "did you mean 'idle'"),
+        ([Out("a", "l.{l}", axis="p")], r"no module 'l\.0'"),
+        ([Out("a", "f", axis="p"), Out("a", "idle", axis="p")], "two taps are called 'a'"),
+        ([Out("a", "f", axis="p", heads="n_heads")], "a number 'n_heads'"),
+        ([In("a", "f", arg="y", axis="p")], r"Linear\.forward has no argument 'y'; it has 'input'"),
+        (["f"], "'f' is no tap"),
+    ],
+)
+def test_wrong_taps_say_what_is_wrong(taps, said):
+    with pytest.raises(NeuroLensError, match=said):
+        hook_model(Twisted(), taps)
+
+
+def test_a_cached_value_changed_in_place_later_raises():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x.clone()
+            x += self.f(x)
+            x += self.g(x)
+            return x
+
+    taps = [Residual("f_out", "mid", "f", axis="p"), Residual("g_out", "post", "g", axis="p")]
+    decoder, x = InPlace(), torch.randn(2, 3, 4)
+    hooked = hook_model(decoder, taps)
+    mid = x + decoder.f(x)
+    with torch.no_grad():
+        with pytest.raises(NeuroLensError, match=r"changed 'mid' in place .*clone=True"):
+            hooked.run_with_cache(x, names_filter="mid")
+        _, cache = hooked.run_with_cache(x, clone=True)
+        assert torch.equal(cache["mid"], mid)
+        assert torch.equal(cache["post"], mid + decoder.g(mid))
+        edited = hooked.run_with_hooks(x, fwd_hooks=[("mid", lambda v, hook: v * 2)])
+        assert torch.equal(edited, mid * 2 + decoder.g(mid * 2))
+    with torch.inference_mode():
+        _, cache = hooked.run_with_cache(x)
+        assert torch.equal(cache["mid"], mid)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_changed_value_in_a_checkpointed_block_raises(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = checkpoint(lambda v: v + self.f(v).tanh(), x, use_reentrant=reentrant)
+            return self.g(x)
+
+    decoder, x = Checkpointed(), torch.randn(2, 3, 4, requires_grad=True)
+    hooked = hook_model(decoder, [Residual("out", "post", "f", axis="p"), Out("g", "g", axis="p")])
+    for change in (lambda v, hook: v * 2, lambda v, hook: v.mul_(2)):
+        with pytest.raises(NeuroLensError, match="'post' was changed inside a checkpointed block"):
+            hooked.run_with_hooks(x, fwd_hooks=[("post", change)])
+    hooked.run_with_hooks(x, fwd_hooks=[("g", lambda v, hook: v * 2)]).sum().backward()
+    output, cache = hooked.run_with_cache(x)
+    output.sum().backward()
+    assert torch.equal(cache["post"], x + decoder.f(x).tanh())
+    with torch.no_grad():
+        edited = hooked.run_with_hooks(x, fwd_hooks=[("post", lambda v, hook: v * 2)])
+        assert torch.equal(edited, decoder.g((x + decoder.f(x).tanh()) * 2))
+
+
+def test_a_point_that_fires_twice_cannot_be_cached_by_name():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.f(self.f(x))
+
+    hooked = hook_model(Twice())
+    with pytest.raises(NeuroLensError, match="fired more than once"):
+        hooked.run_with_cache(torch.randn(2, 4), names_filter="f.hook_out")
+    seen = []
+    hooked.run_with_hooks(
+        torch.randn(2, 4), fwd_hooks=[("f.hook_out", lambda x, hook: seen.append(x))]
+    )
+    assert len(seen) == 2
+
+
+def test_nested_tensors_are_refused():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    decoder = nn.TransformerEncoder(layer, 2).eval()
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    hooked = hook_model(decoder)
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="nested tensors"),
+        pytest.raises(NeuroLensError, match="set_fastpath_enabled"),
+    ):
+        hooked.run_with_cache(torch.randn(2, 5, 8), src_key_padding_mask=padding)
+    assert not decoder.layers[0]._forward_hooks
