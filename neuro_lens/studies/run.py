@@ -43,6 +43,9 @@ TABLES = {
     "between_confounds": "tuning",
     "ablation": "ablation",
     "ablation_summary": "ablation",
+    "ablation_groups": "ablation",
+    "ablation_confusions": "ablation",
+    "ablation_matching": "ablation",
 }
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise")
 
@@ -118,6 +121,7 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
             plan.append(("tuning", tuning))
             if hook in _ablated(study):
                 ablation = study.ablation.model_dump(exclude={"hook", "decision_hook"})
+                ablation["studied"] = ablation.pop("recordings")
                 plan.append(
                     (
                         "ablation",
