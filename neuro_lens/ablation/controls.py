@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ..base import Batch, NeuroLensError
+from ..base import Batch
 from ..tuning import TrialCodes, feature_groups, tune
 from .matching import Matched, Removed, matched_sets
 from .outcomes import score
@@ -109,7 +109,8 @@ def bias_control(spliced: SplicedScene, wanted: np.ndarray) -> tuple[Effects, np
     """Take a constant from the logits of each value's classes, on all trials.
 
     The constant is the one that costs the value's trials as much log-loss as removing its
-    features does, so any difference lies in the other trials, the AUC and the recall.
+    features does (at most 50 nats either way), so any difference lies in the other trials, the
+    AUC and the recall.
 
     Parameters
     ----------
@@ -130,7 +131,13 @@ def bias_control(spliced: SplicedScene, wanted: np.ndarray) -> tuple[Effects, np
 
 
 def untrained_decoder(
-    hooked: Any, sae: Any, fit: Iterable[Batch], *, hook: str | None = None, seed: int = 0
+    hooked: Any,
+    sae: Any,
+    fit: Iterable[Batch],
+    *,
+    hook: str | None = None,
+    seed: int = 0,
+    steps: int = 1000,
 ) -> tuple[Any, Any]:
     """Return the same decoder with random weights, hooked, and an SAE trained on it.
 
@@ -140,24 +147,26 @@ def untrained_decoder(
         Its decoder's ``fresh()`` gives the new weights; without one, the entries of every weight
         tensor are permuted.
     sae : SAE
-        Whose architecture, width, k and training steps the new one has.
+        Whose architecture, width and k the new one has.
     fit : iterable of Batch
         Windows to train the SAE on.
     hook : str, optional
         By default the SAE's own.
     seed : int
+    steps : int
+        Training steps of the new SAE.
     """
     from ..activations import harvest
-    from ..hooks import hook_model
+    from ..hooks import HookedDecoder
     from ..saes import train_sae
 
     origin = sae.cfg.metadata
-    fresh = hook_model(fresh_decoder(hooked.decoder, seed), tasks=hooked.tasks)
+    weights = fresh_decoder(hooked.decoder, seed)
+    fresh = HookedDecoder(weights, hooked.sites, hooked.tasks, hooked.masks, hooked.timestamps)
     acts = harvest(fresh, fit, hook or origin.hook_name)
     k = origin.k or max(1, sae.cfg.d_in // 8)
     architecture = origin.architecture or "batchtopk"
-    settings = {"steps": int(origin.steps)} if origin.steps else {}
-    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, **settings)
+    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, steps=steps)
 
 
 def fresh_decoder(decoder: Any, seed: int = 0) -> Any:
@@ -210,7 +219,7 @@ def _biased(log_p: Tensor, trials: Trials, v: int, constant: float) -> Tensor:
 
 
 def _constant(log_p: Tensor, trials: Trials, v: int, wanted: float) -> float:
-    """Return the constant whose extra log-loss on the value's trials is ``wanted``."""
+    """Return the constant whose extra log-loss on the value's trials is nearest to ``wanted``."""
     mine = torch.as_tensor(trials.is_value[v])
     log_p, target = log_p[mine].double(), trials.target[mine].to(log_p.device)
     picked = target[:, None]
@@ -223,9 +232,7 @@ def _constant(log_p: Tensor, trials: Trials, v: int, wanted: float) -> float:
 
     if abs(wanted) < 1e-9:
         return 0.0
-    if missing(-LARGEST_BIAS) * missing(LARGEST_BIAS) >= 0:
-        raise NeuroLensError(
-            f"no constant up to {LARGEST_BIAS:g} nats on the logit of {trials.values[v]} gives its "
-            f"trials {wanted:.3g} nats of extra log-loss; they may all share one class"
-        )
+    ends = missing(-LARGEST_BIAS), missing(LARGEST_BIAS)
+    if ends[0] * ends[1] >= 0:
+        return -LARGEST_BIAS if abs(ends[0]) < abs(ends[1]) else LARGEST_BIAS
     return float(brentq(missing, -LARGEST_BIAS, LARGEST_BIAS, xtol=1e-6))

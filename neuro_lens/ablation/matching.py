@@ -9,8 +9,10 @@ import numpy as np
 from ..base import NeuroLensError
 
 TOLERANCE = 0.05
-_PROPOSALS = 8
-_ROUNDS = 600
+_PROPOSALS = 16
+_ROUNDS = 1500
+_PATIENCE = 40
+_RESTARTS = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def matched_sets(
     """Draw random feature sets that remove what ``features`` remove.
 
     Each starts as a random set of as many candidates; random swaps, additions and removals that
-    bring its amounts nearer are kept until all are within ``tolerance``, or nothing helps.
+    bring its amounts nearer are kept until all are within ``tolerance``, or many in a row have
+    not helped; then it starts again, a few times, and the nearest counts.
 
     Parameters
     ----------
@@ -127,17 +130,19 @@ def matched_sets(
         )
     own = np.zeros(n_features, dtype=bool)
     own[features] = True
-    search = _Search(removed, own, pool, n_sets, rng)
-    for _ in range(_ROUNDS):
-        if not search.step(tolerance):
+    mask_nf = np.zeros((n_sets, n_features), dtype=bool)
+    error_n = np.full(n_sets, np.inf)
+    for _ in range(_RESTARTS):
+        left = np.flatnonzero(error_n > tolerance)
+        if len(left) == 0:
             break
-    mask_nf = search.mask_nf
-    return Matched(
-        [np.flatnonzero(row) for row in mask_nf],
-        removed.amounts(mask_nf),
-        search.wanted,
-        search.error_n,
-    )
+        search = _Search(removed, own, pool, len(left), rng)
+        search.run(tolerance)
+        better = search.error_n < error_n[left]
+        mask_nf[left[better]] = search.mask_nf[better]
+        error_n[left[better]] = search.error_n[better]
+    sets = [np.flatnonzero(row) for row in mask_nf]
+    return Matched(sets, removed.amounts(mask_nf), removed.amounts(own)[0], error_n)
 
 
 class _Search:
@@ -169,10 +174,17 @@ class _Search:
             else np.einsum("nf,nf->n", self.reach_nf, mask)
         )
         self.error_n = self._error(self.sum_nk, self.square_n)
+        self.stale_n = np.zeros(n_sets, dtype=int)
 
-    def step(self, tolerance: float) -> bool:
+    def run(self, tolerance: float) -> None:
+        """Improve the sets until they match or moves no longer help."""
+        for _ in range(_ROUNDS):
+            if not self._step(tolerance):
+                return
+
+    def _step(self, tolerance: float) -> bool:
         """Try moves on every set that does not match yet; return whether there is any."""
-        n = np.flatnonzero(self.error_n > tolerance)
+        n = np.flatnonzero((self.error_n > tolerance) & (self.stale_n < _PATIENCE))
         if len(n) == 0:
             return False
         shape = (len(n), _PROPOSALS)
@@ -189,6 +201,7 @@ class _Search:
         best = error.argmin(1)
         row = np.arange(len(n))
         keep = error[row, best] < self.error_n[n]
+        self.stale_n[n] = np.where(keep, 0, self.stale_n[n] + 1)
         row, best = row[keep], best[keep]
         self._take(
             n[keep], sums[row, best], squares[row, best], error[row, best],

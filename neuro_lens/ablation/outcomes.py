@@ -87,7 +87,7 @@ def score(log_p_ntc: Tensor, trials: Trials) -> Outcomes:
             classes = torch.as_tensor(trials.classes[v], device=log_p_ntc.device)
             said = classes[answer[:, torch.as_tensor(mine)]]
             recall[:, v] = said.float().mean(1).cpu().numpy()
-            auc[:, v] = _auc(_log_odds(log_p_ntc, classes), mine)
+            auc[:, v] = area(_log_odds(log_p_ntc, classes), mine)
     whole = _orientation(log_p_ntc, trials)
     return Outcomes(
         loss.cpu().numpy(),
@@ -131,21 +131,34 @@ def confusions(base: Outcomes, ablated: Outcomes, trials: Trials, n_classes: int
     return pd.DataFrame(rows, columns=columns)
 
 
-def _log_odds(log_p_ntc: Tensor, classes: Tensor) -> Tensor:
-    inside = log_p_ntc[..., classes].logsumexp(-1)
-    if classes.all():
-        return inside
-    return inside - log_p_ntc[..., ~classes].logsumexp(-1)
+def area(scores_nt: Tensor, mine: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve: the share of (target, other) pairs in order.
 
+    A tie counts half. NaN where there is no target or no other trial.
 
-def _auc(scores_nt: Tensor, mine: np.ndarray) -> np.ndarray:
-    """Return the share of (target, other) pairs in order, a tie counting half, shape ``(n,)``."""
+    Parameters
+    ----------
+    scores_nt : Tensor, shape (n, n_trials)
+    mine : array of bool, shape (n_trials,)
+        The target's trials.
+
+    Returns
+    -------
+    array, shape (n,)
+    """
     at = torch.as_tensor(mine)
     yes, no = scores_nt[:, at].contiguous(), scores_nt[:, ~at].sort(-1).values
     if yes.shape[1] == 0 or no.shape[1] == 0:
         return np.full(len(scores_nt), np.nan)
     below = torch.searchsorted(no, yes) + torch.searchsorted(no, yes, right=True)
     return (below.double().mean(1) / (2 * no.shape[1])).cpu().numpy()
+
+
+def _log_odds(log_p_ntc: Tensor, classes: Tensor) -> Tensor:
+    inside = log_p_ntc[..., classes].logsumexp(-1)
+    if classes.all():
+        return inside
+    return inside - log_p_ntc[..., ~classes].logsumexp(-1)
 
 
 def _orientation(log_p_ntc: Tensor, trials: Trials) -> tuple[np.ndarray, np.ndarray] | None:

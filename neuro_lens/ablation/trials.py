@@ -74,7 +74,7 @@ def split_recordings(batches: Iterable[Batch], task: Task) -> dict[str, list[Bat
 
 def take_windows(batch: Batch, windows: np.ndarray, task: Task) -> Batch:
     """Return the batch of some of the windows, with the targets of ``task`` alone."""
-    index = torch.as_tensor(windows)
+    index = torch.tensor(windows)
     n_windows = len(batch)
 
     def take(value: Any) -> Any:

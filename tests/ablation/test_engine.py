@@ -1,0 +1,230 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neuro_lens.ablation import engine
+from neuro_lens.ablation.engine import Prefix, chunk_size, run_edits
+from neuro_lens.ablation.spliced import FeatureSets, RandomDirections, Spliced
+from neuro_lens.base import Batch, NeuroLensError
+from neuro_lens.hooks import hook_model
+
+from .toy import TAPS, TASKS, ToyDecoder, make_batch
+
+TASK = TASKS["grating"]
+HOOKS = ["hook_embed", "hook_resid_post", "hook_readout_in"]
+SETS = [[], [0], [1, 2, 30], list(range(24))]
+
+
+class Counting(nn.Linear):
+    n_calls = 0
+
+    def forward(self, x):
+        self.n_calls += 1
+        return super().forward(x)
+
+
+class Toy(ToyDecoder):
+    """The toy decoder with its embedding counted."""
+
+    def __init__(self):
+        super().__init__()
+        counted = Counting(24, 24)
+        counted.load_state_dict(self.embed.state_dict())
+        self.embed = counted
+
+
+def hook(decoder):
+    return hook_model(decoder.eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+
+
+def trial_of(batch):
+    return np.arange(len(batch))
+
+
+def run(prefix, edits):
+    return torch.cat([p for _, p in run_edits([prefix], [edits])])
+
+
+@pytest.mark.parametrize("use_error_term", [False, True])
+@pytest.mark.parametrize("name", HOOKS)
+def test_equals_ablating_one_at_a_time(hooked, dimensions, name, use_error_term):
+    batch = make_batch("report")
+    prefix = Prefix(hooked, name, batch, TASK)
+    spliced = Spliced(prefix, dimensions, trial_of(batch), use_error_term)
+    found = run(prefix, FeatureSets(spliced, SETS))
+    for features, prediction in zip(SETS, found, strict=True):
+        context = hooked.ablate(dimensions, features, hook=name, use_error_term=use_error_term)
+        with torch.no_grad(), context:
+            alone = hooked.decode(batch)
+        assert (prediction - alone).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "enc.hook_resid_post",
+        "blocks.0.attn.hook_z",
+        "blocks.0.hook_resid_post",
+        "dec.attn.hook_v",
+        "hook_readout_in",
+    ],
+)
+def test_equals_hooks_one_at_a_time_on_a_transformer(
+    small_decoder, grating_recordings, tokenizer, name
+):
+    from neuro_lens.recordings import batches
+
+    batch = next(iter(batches(grating_recordings, tokenizer, split="report", batch_size=16)))
+    transformer = hook_model(small_decoder.eval())
+    (task,) = transformer.tasks.values()
+    prefix = Prefix(transformer, name, batch, task)
+    generator = torch.Generator().manual_seed(0)
+    edits = prefix.x + torch.randn((5, *prefix.x.shape), generator=generator)
+    found = run(prefix, edits)
+    for edited, prediction in zip(edits, found, strict=True):
+        with torch.no_grad(), transformer.hooks(fwd_hooks=[(name, lambda x, hook, e=edited: e)]):
+            alone = task.prediction(transformer.decode(batch), batch.inputs)
+        assert (prediction - alone).abs().max() <= 1e-6
+
+
+def test_upstream_is_computed_once(dimensions):
+    decoder = Toy()
+    prefix = Prefix(hook(decoder), "hook_resid_post", make_batch("report"), TASK)
+    before = decoder.embed.n_calls
+    run(prefix, prefix.x.expand(7, *prefix.x.shape))
+    assert before == 1
+    assert decoder.embed.n_calls == before
+
+
+def test_chunks_do_not_change_the_result(hooked, dimensions, monkeypatch):
+    batch = make_batch("report")
+    prefix = Prefix(hooked, "hook_resid_post", batch, TASK)
+    edits = FeatureSets(Spliced(prefix, dimensions, trial_of(batch)), SETS)
+    whole = run(prefix, edits)
+    monkeypatch.setattr(engine, "CACHE_BYTES", 1)
+    assert chunk_size(prefix) == 1
+    assert (run(prefix, edits) - whole).abs().max() <= 1e-6
+
+
+def test_chunks_shrink_with_what_an_edit_writes(hooked):
+    small = Prefix(hooked, "hook_resid_post", make_batch("report", n_blocks=1), TASK)
+    large = Prefix(hooked, "hook_resid_post", make_batch("report", n_blocks=64), TASK)
+    assert large.bytes_each == pytest.approx(64 * small.bytes_each, rel=0.1)
+    assert chunk_size(large) <= engine.CACHE_BYTES // large.bytes_each
+
+
+def test_decoder_is_left_as_it_was():
+    decoder = ToyDecoder()
+    batch = make_batch("report")
+    expected = decoder.eval()(**batch.inputs)
+    decoder.train()
+    decoder.branch.eval()
+    toy = hook_model(decoder, taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+    prefix = Prefix(toy, "hook_resid_post", batch, TASK)
+    run(prefix, prefix.x[None].repeat(3, 1, 1, 1))
+    assert decoder.training
+    assert not decoder.branch.training
+    assert all("forward" not in vars(m) for m in decoder.modules())
+    assert torch.equal(decoder(**batch.inputs), expected)
+
+
+class InPlace(ToyDecoder):
+    def forward(self, x, mask=None):
+        x = self.embed(x)
+        latents = x + self.branch(x)
+        x.mul_(0)
+        return self.readout(self.squash(latents + x).mean(1))
+
+
+def test_outputs_changed_in_place_are_not_given_again():
+    decoder = InPlace()
+    batch = make_batch("report")
+    toy = hook_model(decoder.eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+    prefix = Prefix(toy, "hook_resid_post", batch, TASK)
+    unchanged = run(prefix, prefix.x[None].repeat(2, 1, 1, 1))
+    expected = decoder(**batch.inputs)
+    assert (unchanged - expected).abs().max() <= 1e-6
+
+
+class Stubborn(ToyDecoder):
+    def forward(self, x, mask=None):
+        x = self.embed(x)
+        latents = x + self.branch(x)
+        scale = latents.abs().max().item()
+        return self.readout(self.squash(latents / scale).mean(1))
+
+
+def test_falls_back_to_one_after_another_with_a_notice():
+    batch = make_batch("report")
+    toy = hook_model(Stubborn().eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+    prefix = Prefix(toy, "hook_resid_post", batch, TASK)
+    edits = torch.stack([prefix.x, 2 * prefix.x, prefix.x.square()])
+    with pytest.warns(UserWarning, match="one after another"):
+        found = run(prefix, edits)
+    assert torch.equal(found[2], prefix.continue_from(edits[2]))
+    assert run(prefix, edits).equal(found)
+
+
+def test_bare_calls_in_another_thread_are_untouched():
+    decoder = ToyDecoder().eval()
+    batch, other = make_batch("report"), make_batch("report", seed=9)
+    expected = decoder(**other.inputs)
+    prefix = Prefix(hook(decoder), "hook_resid_post", batch, TASK)
+    edits = prefix.x[None].repeat(200, 1, 1, 1)
+    wrong, done = [], threading.Event()
+
+    def bare():
+        while not done.is_set():
+            wrong.append(not torch.equal(decoder(**other.inputs), expected))
+
+    thread = threading.Thread(target=bare)
+    thread.start()
+    for _ in range(5):
+        run(prefix, edits)
+    done.set()
+    thread.join()
+    assert wrong
+    assert not any(wrong)
+
+
+def test_random_directions_take_away_the_sets_norm(hooked, dimensions):
+    batch = make_batch("report")
+    prefix = Prefix(hooked, "hook_resid_post", batch, TASK)
+    spliced = Spliced(prefix, dimensions, trial_of(batch))
+    directions = torch.eye(24)[[5, 7]]
+    change = RandomDirections(spliced, [0, 1], directions)[0:2] - spliced.base
+    norm = spliced.base[..., :2].norm(dim=-1)
+    assert torch.allclose(change[0][..., 5], -norm, atol=1e-6)
+    assert torch.allclose(change[1].norm(dim=-1), norm, atol=1e-6)
+
+
+def test_attached_hooks_are_refused(hooked):
+    batch = make_batch("report")
+    hooked.add_hook("hook_embed", lambda x, hook: x)
+    with pytest.raises(NeuroLensError, match="attached"):
+        Prefix(hooked, "hook_resid_post", batch, TASK)
+
+
+def test_padding_is_no_valid_row(hooked, dimensions):
+    batch = make_batch("report")
+    spliced = Spliced(Prefix(hooked, "hook_embed", batch, TASK), dimensions, trial_of(batch))
+    assert len(spliced.row) == int(batch.inputs["mask"].sum())
+
+
+def test_a_hook_that_fires_twice_is_refused():
+    class Twice(ToyDecoder):
+        def forward(self, x, mask=None):
+            return super().forward(self.embed(x), mask)
+
+    with pytest.raises(NeuroLensError, match="fired 2 times"):
+        Prefix(hook(Twice()), "hook_embed", make_batch("report"), TASK)
+
+
+def test_positional_arguments(hooked):
+    batch = make_batch("report")
+    given = Batch(inputs={}, args=(batch.inputs["x"], batch.inputs["mask"]))
+    prefix = Prefix(hooked, "hook_resid_post", given, TASK)
+    assert torch.equal(prefix.prediction, hooked.decoder(**batch.inputs))
