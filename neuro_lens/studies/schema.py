@@ -33,8 +33,6 @@ class Recordings(_Fields):
     before : (float, float), optional
         A window before the trial, decoded and tested in the same way; null where the recordings
         have no time between trials.
-    before : (float, float), optional
-        The window before the stimulus, decoded and tested in the same way.
     pool : int
         Consecutive samples averaged into one.
     """
@@ -43,7 +41,7 @@ class Recordings(_Fields):
     simulate: dict[str, Any] | None = None
     window: tuple[float, float] = (0.0, 2.0)
     before: tuple[float, float] | None = (-1.0, 0.0)
-    pool: Count = 4
+    pool: Count = 16
 
     @model_validator(mode="after")
     def _check(self) -> Recordings:
