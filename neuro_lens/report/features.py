@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .blocks import Grid, Picture, Results, Section, absent
+from .removal import ablated_hooks
 from .style import BLUE, FAINT, GREY, INK, blank, interval, number, p_value, styled
 
 PERIOD = {"direction": 360.0, "orientation": 180.0}
@@ -69,11 +70,9 @@ def best_features(
 
 def _shown_hook(results: Results, tuning: pd.DataFrame) -> str:
     """Return the hook at the latents that is ablated, else the first."""
-    ablation = results.get("ablation_summary")
     hooks = list(tuning["hook"].unique())
-    if ablation is not None:
-        hooks = [h for h in ablation["hook"].unique() if h in hooks] or hooks
-    return hooks[0]
+    ablated = [hook for hook in ablated_hooks(results)[0] if hook in hooks]
+    return (ablated or hooks)[0]
 
 
 def _curves_picture(curves: pd.DataFrame, best: pd.DataFrame, variable: str) -> Picture:
