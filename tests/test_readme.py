@@ -21,7 +21,7 @@ def demo(tmp_path, monkeypatch):
     from neuro_lens.recordings import batches, load_recordings, simulate
 
     monkeypatch.chdir(tmp_path)
-    simulate("mice", n_animals=2, n_units=20, seed=0, snr=3.0)
+    simulate("mice", n_animals=1, n_units=12, seed=0, snr=3.0)
     mice = load_recordings("mice")
     small = {"dim": 32, "depth": 2, "dim_head": 16, "self_heads": 2, "num_latents_per_step": 4}
     tasks = {name: PUBLISHED_READOUTS[name] for name in ["drifting_gratings_orientation"]}
