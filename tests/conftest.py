@@ -26,6 +26,36 @@ def real_recordings(real_data, tmp_path_factory):
     return load_recordings(folder)
 
 
+def _write_gratings(folder, rid, n_units, rng):
+    direction = np.tile(np.arange(8) * 45.0, 8)
+    start = 1.0 + 3.0 * np.arange(64)
+    traces = 0.3 * rng.standard_normal((64 * 24, n_units))
+    preferred = rng.uniform(0, 360, n_units)
+    drive = np.exp(2 * np.cos(np.deg2rad(direction[:, None] - preferred)) - 2)
+    for i in range(64):
+        traces[24 * i + 8 : 24 * i + 24] += drive[i]
+    trials = pd.DataFrame(
+        {
+            "start": start,
+            "end": start + 2.0,
+            "orientation": direction,
+            "block": np.repeat(np.arange(8), 8),
+        }
+    )
+    blocks = np.arange(8)
+    data = build_recording(
+        traces,
+        8.0,
+        [f"{rid}/{u}" for u in range(n_units)],
+        trials,
+        subject={"id": rid, "genotype": "control" if rid == "a" else "edited"},
+        session={"id": rid},
+        domains=split_domains(24.0 * blocks, 24.0 * (blocks + 1), blocks),
+        running=np.arange(len(traces), dtype=float),
+    )
+    write_recording(data, folder, rid)
+
+
 @pytest.fixture(scope="session")
 def grating_recordings(tmp_path_factory):
     """Two recordings of 6 and 9 units that tell eight directions with little noise."""
@@ -34,33 +64,17 @@ def grating_recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     rng = np.random.default_rng(0)
     for rid, n_units in (("a", 6), ("b", 9)):
-        direction = np.tile(np.arange(8) * 45.0, 8)
-        start = 1.0 + 3.0 * np.arange(64)
-        traces = 0.3 * rng.standard_normal((64 * 24, n_units))
-        preferred = rng.uniform(0, 360, n_units)
-        drive = np.exp(2 * np.cos(np.deg2rad(direction[:, None] - preferred)) - 2)
-        for i in range(64):
-            traces[24 * i + 8 : 24 * i + 24] += drive[i]
-        trials = pd.DataFrame(
-            {
-                "start": start,
-                "end": start + 2.0,
-                "orientation": direction,
-                "block": np.repeat(np.arange(8), 8),
-            }
-        )
-        blocks = np.arange(8)
-        data = build_recording(
-            traces,
-            8.0,
-            [f"{rid}/{u}" for u in range(n_units)],
-            trials,
-            subject={"id": rid, "genotype": "control" if rid == "a" else "edited"},
-            session={"id": rid},
-            domains=split_domains(24.0 * blocks, 24.0 * (blocks + 1), blocks),
-            running=np.arange(len(traces), dtype=float),
-        )
-        write_recording(data, folder, rid)
+        _write_gratings(folder, rid, n_units, rng)
+    return Dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def new_recording(tmp_path_factory):
+    """A recording of 12 units that the small decoder does not know."""
+    from torch_brain.datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("new_recording")
+    _write_gratings(folder, "c", 12, np.random.default_rng(1))
     return Dataset(folder)
 
 

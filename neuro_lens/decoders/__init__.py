@@ -1,5 +1,6 @@
 """Reference decoders and their training loop."""
 
+from .adapting import add_recordings
 from .calcium_poyo_plus import CalciumPOYOPlus
 from .decoding import (
     chance_interval,
@@ -20,6 +21,7 @@ __all__ = [
     "CalciumPOYOPlus",
     "MultitaskReadout",
     "Readout",
+    "add_recordings",
     "chance_interval",
     "decode_trials",
     "decoding_table",

@@ -344,8 +344,9 @@ def _with_covariates(
         series = getattr(recording, field)
         times, values = np.asarray(series.timestamps), np.asarray(getattr(series, key))
         values = values.reshape(len(values), -1)[:, 0]
-        edges = np.searchsorted(
-            times, np.c_[table["start"] + window[0], table["start"] + window[1]]
-        )
-        table[name] = [np.nanmean(values[a:b]) if b > a else np.nan for a, b in edges]
+        first = np.searchsorted(times, table["start"] + window[0])
+        last = np.searchsorted(times, table["start"] + window[1])
+        table[name] = [
+            np.nanmean(values[a:b]) if b > a else np.nan for a, b in zip(first, last, strict=True)
+        ]
     return table
