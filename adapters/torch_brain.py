@@ -39,12 +39,12 @@ def is_poyo(decoder: nn.Module) -> bool:
     )
 
 
-def is_multitask(decoder: nn.Module) -> bool:
+def is_multitask(decoder: Any) -> bool:
     """Whether ``decoder`` is built like a POYO+: a readout a task."""
     return hasattr(decoder, "task_emb") and hasattr(decoder.readout, "projections")
 
 
-def poyo_taps(decoder: nn.Module) -> list[Any]:
+def poyo_taps(decoder: Any) -> list[Any]:
     """Return the rows of the table that ``decoder`` has."""
     multitask = is_multitask(decoder)
     taps: list[Any] = [Out("hook_unit_embed", "unit_emb", axis="input")]
@@ -82,7 +82,7 @@ def poyo_taps(decoder: nn.Module) -> list[Any]:
     return taps + (_heads(decoder) if multitask else _head())
 
 
-def poyo_tasks(decoder: nn.Module) -> dict[str, Task]:
+def poyo_tasks(decoder: Any) -> dict[str, Task]:
     """Return the decoder's tasks: ``output`` (POYO, regression), or one a readout (POYO+).
 
     A readout whose targets are several labels at once is left out; name such a task yourself.
@@ -100,7 +100,7 @@ def poyo_tasks(decoder: nn.Module) -> dict[str, Task]:
     return tasks
 
 
-def poyo_masks(decoder: nn.Module) -> dict[str, Any]:
+def poyo_masks(decoder: Any) -> dict[str, Any]:
     """Return where padding is told: POYO+ has no output mask but a task for each output."""
     if not is_multitask(decoder):
         return {"input": "input_mask", "output": "output_mask"}
@@ -110,7 +110,7 @@ def poyo_masks(decoder: nn.Module) -> dict[str, Any]:
 
 def _blocks() -> list[Any]:
     attn, mlp = "proc_layers.{l}.0", "proc_layers.{l}.1"
-    qkv = {"heads": "heads", "axis": "latent"}
+    qkv: dict[str, Any] = {"heads": "heads", "axis": "latent"}
     return [
         Out("blocks.{l}.ln1.hook_out", f"{attn}.norm", axis="latent"),
         *(
@@ -161,7 +161,7 @@ def _head() -> list[Any]:
     ]
 
 
-def _heads(decoder: nn.Module) -> list[Any]:
+def _heads(decoder: Any) -> list[Any]:
     taps: list[Any] = [In("hook_readout_in", "readout", arg="output_embs", axis="output")]
     for index, name in decoder.readout._readout_id_to_name.items():
         taps.append(
@@ -174,6 +174,10 @@ def _heads(decoder: nn.Module) -> list[Any]:
             )
         )
     return taps
+
+
+def _depth(decoder: Any) -> int:
+    return len(decoder.proc_layers)
 
 
 def _kind(spec: Any) -> Any:
@@ -224,7 +228,7 @@ def _task_prediction(name: str, dim: int, output: Any, inputs: Mapping[str, Tens
 
 register_decoder(
     matches=is_poyo,
-    n_layers=lambda decoder: len(decoder.proc_layers),
+    n_layers=_depth,
     taps=poyo_taps,
     tasks=poyo_tasks,
     masks=poyo_masks,

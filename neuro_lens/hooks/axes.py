@@ -66,6 +66,13 @@ def vectors(
     refuse_vectors(site)
     value = flatten_heads(site, value)
     axis = site.axis if site.axis is not None else ("window" if value.ndim == 2 else ANY_AXIS)
+    flat_point = site.select is not None or axis == "window"
+    expected = "(n, d)" if flat_point else "(window, position, d)"
+    if value.ndim != (2 if flat_point else 3):
+        raise NeuroLensError(
+            f"{site.name!r} has shape {tuple(value.shape)}, and {expected} was expected of axis "
+            f"{axis!r}; declare the axis in its tap"
+        )
     if site.select is not None:
         window, position = site.select(inputs)
         flat = value
@@ -74,11 +81,6 @@ def vectors(
         position = torch.full_like(window, -1)
         flat = value
     else:
-        if value.ndim != 3:
-            raise NeuroLensError(
-                f"{site.name!r} has shape {tuple(value.shape)}, and (window, position, d) was "
-                f"expected of axis {axis!r}; declare the axis in its tap"
-            )
         valid = _valid(site, str(axis), value, inputs, masks)
         window, position = torch.nonzero(valid, as_tuple=True)
         flat = value[window, position]

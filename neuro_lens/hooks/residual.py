@@ -48,18 +48,16 @@ class Branch(Tensor):
     ) -> Any:
         """Run ``func`` on plain tensors; fire at the sum, else pass the ticket on."""
         kwargs = kwargs or {}
-        place = next((i for i, a in enumerate(args) if type(a) is Branch), None)
         plain_args = tuple(plain(a) for a in args)
-        kwargs = {k: plain(v) for k, v in kwargs.items()}
-        if place is None:
-            return func(*plain_args, **kwargs)
-        branch = args[place]
-        ticket = branch.ticket
-        if ticket.run is None or ticket.run is not current.run:
-            return func(*plain_args, **kwargs)
+        plain_kwargs = {k: plain(v) for k, v in kwargs.items()}
+        branches = [a for a in (*args, *kwargs.values()) if type(a) is Branch]
+        ticket = branches[0].ticket if branches else None
+        if ticket is None or ticket.run is None or ticket.run is not current.run:
+            return func(*plain_args, **plain_kwargs)
+        branch = branches[0]
         if func in _SUMS and _is_sum(plain_args, kwargs):
-            return _sum(func, plain_args, place, ticket)
-        result = func(*plain_args, **kwargs)
+            return _sum(func, plain_args, 0 if branch is args[0] else 1, ticket)
+        result = func(*plain_args, **plain_kwargs)
         if result is branch.plain:
             return branch
         if _carries(result, branch.plain):

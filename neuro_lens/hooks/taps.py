@@ -177,6 +177,7 @@ def expand(taps: Iterable[Tap], decoder: nn.Module, n_layers: int | None = None)
                     f"two taps are called {site.name!r}; give each hook point its own name"
                 )
             sites[site.name] = site
+    _refuse_ambiguous(sites.values(), modules)
     return sites
 
 
@@ -203,6 +204,25 @@ def _by_layer(
         counts = {id(tap): _count(tap, modules, n_layers) for tap in rows}
         for layer in range(max(counts.values())):
             yield from ((tap, layer) for tap in rows if layer < counts[id(tap)])
+
+
+def _refuse_ambiguous(sites: Iterable[Site], modules: Mapping[str, nn.Module]) -> None:
+    """Raise for points that could not be told apart when they fire."""
+    paths: dict[int, str] = {}
+    sums: dict[tuple[str, str], str] = {}
+    for site in sites:
+        path = paths.setdefault(id(modules[site.module]), site.module)
+        if path != site.module:
+            raise NeuroLensError(
+                f"modules {path!r} and {site.module!r} are one and the same, so hook points at "
+                "them cannot be told apart; tap it under one of its paths"
+            )
+        other = sums.setdefault((site.module, site.role), site.name) if site.role else site.name
+        if other != site.name:
+            raise NeuroLensError(
+                f"{other!r} and {site.name!r} are the same point of module {site.module!r}; give "
+                "a module one Residual and one Attention at most"
+            )
 
 
 def _checked(tap: Any) -> Tap:

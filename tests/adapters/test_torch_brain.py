@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from neuro_lens.adapters.torch_brain import is_multitask, is_poyo, poyo_tasks
 from torch import nn
 from torch_brain.models import POYO
 
 from neuro_lens import NeuroLensError
-from neuro_lens.adapters.torch_brain import is_multitask, is_poyo, poyo_tasks
 from neuro_lens.decoders import CalciumPOYOPlus, Readout
 from neuro_lens.hooks import hook_model
 

@@ -62,7 +62,7 @@ def test_reading_twice_and_encoding_alone_leave_nothing_behind(kind):
 def test_reading_keeps_the_callers_dtype_and_checks_the_width():
     sae = SAES["plain"]()
     assert dictionary.read(sae, torch.randn(3, 6).bfloat16()).reconstruction.dtype == torch.bfloat16
-    with pytest.raises(NeuroLensError, match="reads 6 dimensions .* was given 5"):
+    with pytest.raises(NeuroLensError, match=r"reads 6 dimensions .* was given 5"):
         dictionary.read(sae, torch.randn(3, 5))
 
 

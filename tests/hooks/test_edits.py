@@ -283,9 +283,11 @@ def test_gradients_reach_codes_as_in_sae_lens(case):
 def test_saes_at_several_hooks_and_by_hook(case):
     first, second = make_sae(hook="blocks.0.hook_resid_post"), make_sae(hook=None)
     truth = case.truth(
-        lambda n, x: {"blocks.0.hook_resid_post": first, POST: second}[n](x)
-        if n in ("blocks.0.hook_resid_post", POST)
-        else x
+        lambda n, x: (
+            {"blocks.0.hook_resid_post": first, POST: second}[n](x)
+            if n in ("blocks.0.hook_resid_post", POST)
+            else x
+        )
     )
     saes = {"blocks.0.hook_resid_post": first, POST: second}
     assert case.same(case.hooked.run_with_saes(**case.inputs, saes=saes), truth)
@@ -342,7 +344,7 @@ def test_bad_saes_say_what_is_wrong(poyo, verb):
         with getattr(poyo.hooked, verb)(sae, given, **kwargs):
             poyo.hooked(**poyo.inputs)
 
-    with pytest.raises(NeuroLensError, match="unknown hook 'blocks.1.resid_post'; did you mean"):
+    with pytest.raises(NeuroLensError, match=r"unknown hook 'blocks\.1\.resid_post'; did you mean"):
         attach(make_sae(hook="blocks.1.resid_post"))
     with pytest.raises(NeuroLensError, match="say which with hook="):
         attach(make_sae(hook=None))

@@ -91,7 +91,7 @@ TWISTED = [Residual("out", "post", "f", axis="position")]
 def test_a_sum_that_no_tap_sees_shows_as_unfired():
     hooked = hook_model(Twisted(), TWISTED)
     x = torch.randn(2, 3, 4)
-    with pytest.raises(NeuroLensError, match="'post' did not fire .* sum that adds the output of"):
+    with pytest.raises(NeuroLensError, match=r"'post' did not fire .* sum that adds the output of"):
         hooked.run_with_cache(x, names_filter="post")
 
 
@@ -106,7 +106,7 @@ def test_a_sum_with_another_shape_is_not_the_stream():
 
 def test_an_uncalled_module_shows_as_unfired():
     hooked = hook_model(Twisted(), [Out("idle", "idle", axis="position")])
-    with pytest.raises(NeuroLensError, match="'idle' did not fire .*output of module 'idle'"):
+    with pytest.raises(NeuroLensError, match=r"'idle' did not fire .*output of module 'idle'"):
         hooked.run_with_cache(torch.randn(2, 3, 4))
 
 
@@ -152,6 +152,16 @@ def test_what_cannot_be_hooked_is_refused(poyo):
 def test_wrong_taps_say_what_is_wrong(taps, said):
     with pytest.raises(NeuroLensError, match=said):
         hook_model(Twisted(), taps)
+
+
+def test_taps_that_could_not_be_told_apart_are_refused():
+    decoder = Twisted()
+    with pytest.raises(NeuroLensError, match="'out' and 'o' are the same point of module 'f'"):
+        hook_model(decoder, [*TWISTED, Residual("o", "p", "f", axis="position")])
+    decoder.idle = decoder.f
+    taps = [Out("a", "f", axis="position"), Out("b", "idle", axis="position")]
+    with pytest.raises(NeuroLensError, match="'f' and 'idle' are one and the same"):
+        hook_model(decoder, taps)
 
 
 def test_a_cached_value_changed_in_place_later_raises():

@@ -134,6 +134,41 @@ def test_another_hooked_decoder_inside_a_hook(case):
     assert case.clean()
 
 
+@pytest.mark.parametrize(
+    "point", ["attn.hook_z", "attn.hook_q", "attn.hook_rot_v", "mlp.hook_post"]
+)
+def test_two_hooked_decoders_at_one_point_edit_once_each(case, point):
+    name, inner, found = f"blocks.1.{point}", hook_model(case.decoder), []
+
+    def outer(x, hook):
+        edit = (name, lambda x, hook: x * 0.5)
+        found.append(inner.run_with_hooks(**case.inputs, fwd_hooks=[edit]))
+        return x * 2
+
+    with case.hooked.hooks(fwd_hooks=[(name, lambda x, hook: x * 1.0)]):
+        output = case.run(fwd_hooks=[(name, outer), (MID, lambda x, hook: outer(x, hook) * 0.5)])
+    truth = case.truth(lambda n, x: x * 2 if n == name else x)
+    assert case.same(output, truth)
+    halved = case.truth(lambda n, x: x * 0.5 if n == name else x)
+    assert len(found) == 2
+    assert all(case.same(f, halved) for f in found)
+
+
+def test_a_bare_call_while_an_attention_module_is_listened_to(case):
+    """The hook at q fires inside the module whose attention is being watched."""
+    q, pattern = "blocks.0.attn.hook_q", "blocks.0.attn.hook_pattern"
+    bare, found = case.bare(), []
+
+    def hook(x, hook):
+        found.append(case.decoder(**case.inputs))
+        found.append(hook_model(case.decoder).run_with_cache(**case.inputs, names_filter=MID)[0])
+
+    edits = [(q, hook), (pattern, lambda x, hook: x * 0.3)]
+    truth = case.truth(lambda n, x: x * 0.3 if n == pattern else x, eager="blocks.0.attn")
+    assert case.close(case.run(fwd_hooks=edits), truth)
+    assert all(case.same(f, bare) for f in found)
+
+
 def test_a_different_decoder_inside_a_hook(poyo, plus):
     found = []
 
