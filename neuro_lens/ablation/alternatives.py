@@ -56,9 +56,7 @@ class Sources:
         Controls that cannot be run, and why.
     """
 
-    def __init__(
-        self, hooked: Any, sae: Any, hook: str, variable: str, n_features: int, seed: int
-    ):
+    def __init__(self, hooked: Any, sae: Any, hook: str, variable: str, n_features: int, seed: int):
         self.hooked, self.sae, self.hook = hooked, sae, hook
         self.variable, self.n_features, self.seed = variable, n_features, seed
         self.dictionaries: dict[str, Any] = {SAE: sae}

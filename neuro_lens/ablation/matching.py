@@ -220,9 +220,10 @@ class _Search:
         if self.gram is None or self.reach_nf is None:
             return np.zeros(first.shape)
         reach = self.reach_nf[n[:, None], first], self.reach_nf[n[:, None], second]
+        cross = sign_a * sign_b * self.gram[first, second]
         return (
             self.square_n[n, None]
-            + 2 * (sign_a * reach[0] + sign_b * reach[1] + sign_a * sign_b * self.gram[first, second])
+            + 2 * (sign_a * reach[0] + sign_b * reach[1] + cross)
             + self.gram[first, first]
             + self.gram[second, second] * np.abs(sign_b)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ class Outcomes:
     @classmethod
     def concatenate(cls, parts: list[Outcomes]) -> Outcomes:
         """Return the outcomes of several runs of interventions as one."""
-        columns = {}
+        columns: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             values = [getattr(p, name) for p in parts]
             columns[name] = None if values[0] is None else np.concatenate(values)
@@ -52,7 +53,8 @@ class Outcomes:
 
     def __getitem__(self, index: slice | np.ndarray) -> Outcomes:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Outcomes(**{k: v if v is None else v[index] for k, v in values.items()})
+        chosen: dict[str, Any] = {k: v if v is None else v[index] for k, v in values.items()}
+        return Outcomes(**chosen)
 
 
 def trial_log_probs(logits_nrc: Tensor, trials: Trials) -> Tensor:
@@ -119,7 +121,8 @@ def confusions(base: Outcomes, ablated: Outcomes, trials: Trials, n_classes: int
     """
     name = {}
     if trials.exclusive and (trials.classes.sum(1) == 1).all():
-        name = {int(np.flatnonzero(row)[0]): v for row, v in zip(trials.classes, trials.values)}
+        pairs = zip(trials.classes, trials.values, strict=True)
+        name = {int(np.flatnonzero(row)[0]): v for row, v in pairs}
     rows = []
     for a, value in enumerate(trials.values):
         for t, mine in enumerate(trials.is_value):

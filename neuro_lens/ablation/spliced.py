@@ -168,18 +168,19 @@ class SplicedTrials:
         gradient of (the target's logit minus the mean logit) at the spliced activation, summed
         over positions and the trial's predictions.
         """
-        effect = np.zeros(self.fires.shape)
+        d_sae = self.sae.cfg.d_sae
+        effect = torch.zeros(len(self.trials), d_sae, dtype=torch.float64)
         rows = 0
         for part in self.parts:
             n_rows = len(part.prefix.prediction)
             trial_of_row = self.trials.row_trial[rows : rows + n_rows]
             gradient = _target_gradient(part, self.trials.target[trial_of_row])
             rows += n_rows
-            W_dec = dictionary.decoder_rows(self.sae, torch.arange(effect.shape[1]))
+            W_dec = dictionary.decoder_rows(self.sae, torch.arange(d_sae))
             push = gradient.flatten(0, -2)[part.row].to(W_dec.dtype) @ W_dec.detach().T
             codes = part.rows_of(np.arange(len(self.trials)))
-            np.add.at(effect, part.trial.cpu().numpy(), -(codes * push).double().cpu().numpy())
-        return effect
+            effect.index_add_(0, part.trial.cpu(), -(codes * push).double().cpu())
+        return effect.numpy()
 
 
 def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -247,8 +247,12 @@ def _fold(
     s = settings
     scene = Scene(hooked, s.hook, batches, s.task, s.variable, s.allow_fit)
     values = scene.trials.values
-    for value in groups:
-        check_choice(f"value of {s.variable}", value, values)
+    unknown = [v for v in groups if v not in values]
+    if unknown:
+        raise NeuroLensError(
+            f"no trial of {recording_id!r} has {s.variable} {unknown[0]!r}; its values are "
+            f"{', '.join(map(str, values))}"
+        )
     asked = np.array([v in groups for v in values])
     full: Groups = {v: list(groups.get(v, [])) for v in values}
     spliced = scene.splice(sae, s.use_error_term)
@@ -314,9 +318,7 @@ def _refuse_empty(groups: Mapping[Any, Sequence[int]]) -> None:
 def _find_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]) -> str:
     """Return the label whose values the groups name."""
     labels = pd.concat([b.labels for b in batches], ignore_index=True)
-    known = {
-        c: set(labels[c].dropna().unique()) for c in labels.columns if c not in NOT_VARIABLES
-    }
+    known = {c: set(labels[c].dropna().unique()) for c in labels.columns if c not in NOT_VARIABLES}
     wanted = set(groups)
     for fits in (lambda v: v == wanted, lambda v: wanted <= v):
         found = [c for c, values in known.items() if fits(values)]

@@ -82,13 +82,13 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
     ``on_target`` and ``off_target`` (extra nats on the ablated value's trials, on the others),
     ``specificity`` (their difference, averaged over values), ``low`` and ``high`` (its 95 %
     interval, a bootstrap over repeat blocks, which speaks of this recording only),
-    ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's), for
+    ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's mean), for
     controls with many draws ``matched_mean``, ``matched_q95`` and ``p_rank`` (the SAE's rank among
     them; the SAE's own row has those of the random sets), ``n_controls``, changes of recall, AUC
-    and orientation loss on and off target, and ``beaten``: whether the SAE's specificity is above
-    the 95th percentile of the draws, or the interval of the difference above zero; null for
-    controls without an interval, and for matched sets of which the median is off by more than
-    a fifth.
+    and orientation loss on and off target, and ``beaten``: whether the interval of the difference
+    is above zero and, for controls with many draws, the SAE's specificity above their 95th
+    percentile. It is null where there is no interval, and for matched sets of which the median
+    is off by more than a fifth.
     """
     by_recording: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
@@ -231,9 +231,10 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
 def _beaten(name: str, row: Mapping[str, Any], sae: float) -> bool | None:
     if name == SAE:
         return None
-    if name in FAMILIES:
-        return bool(sae > row["matched_q95"])
-    return None if np.isnan(row["diff_low"]) else bool(row["diff_low"] > 0)
+    if np.isnan(row["diff_low"]):
+        return None
+    above = name not in FAMILIES or sae > row["matched_q95"]
+    return bool(above and row["diff_low"] > 0)
 
 
 def _is_fair(folds: Sequence[Fold], name: str) -> bool:
@@ -286,10 +287,11 @@ def _on_off(
     if any(outcome not in f.effects[name].change for f in folds):
         return dict.fromkeys(columns, float("nan"))
     pairs = [f.effects[name].on_off(outcome) for f in folds]
-    means = [[side[:, f.asked].mean() for side in pair] for f, pair in zip(folds, pairs)]
-    return dict(zip(columns, np.mean(means, axis=0).tolist()))
+    means = [
+        [side[:, f.asked].mean() for side in pair] for f, pair in zip(folds, pairs, strict=True)
+    ]
+    return dict(zip(columns, np.mean(means, axis=0).tolist(), strict=True))
 
 
 def _pair(low: str, high: str, values: tuple[float, float]) -> dict[str, float]:
     return {low: values[0], high: values[1]}
-

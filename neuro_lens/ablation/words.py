@@ -74,9 +74,7 @@ def verdict(summary: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def explain(
-    summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str, str]
-) -> list[str]:
+def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str, str]) -> list[str]:
     """Return the ``words`` of each row of a summary.
 
     What a control is; for the SAE how well the sets match, what its hook allows to say, and which
@@ -108,9 +106,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def _effect(sae: pd.Series, hook: str, recording_id: str) -> str:
-    side = (
-        "above zero" if sae["low"] > 0 else "below zero" if sae["high"] < 0 else "covering zero"
-    )
+    side = "above zero" if sae["low"] > 0 else "below zero" if sae["high"] < 0 else "covering zero"
     interval = f"95 % interval {sae['low']:+.2f} to {sae['high']:+.2f}, {side}"
     if pd.isna(sae["low"]):
         interval = "no interval from so few repeat blocks"

@@ -1,0 +1,266 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuro_lens.ablation import ablation_study, cross_fitted_study, verdict
+from neuro_lens.base import NeuroLensError
+
+from .toy import CLASSES, make_batch
+
+HOOK = "hook_resid_post"
+CONTRACT = {
+    "ablation": "hook role dictionary recording_id variable ablated tested n_features n_trials "
+    "nats recall auc accuracy share_removed fold",
+    "summary": "hook dictionary recording_id n_features on_target off_target specificity low high "
+    "matched_q95 matched_mean p_rank n_controls recall_on recall_off auc_on auc_off beaten words",
+}
+NULL = {v: [8 + c] for c, v in enumerate(CLASSES)}
+
+
+def cross(hooked, dimensions, select, report, variable="direction", **kwargs):
+    given = {"n_features": 1, "controls": 60, "hook": HOOK, "untrained": False, **kwargs}
+    return cross_fitted_study(hooked, dimensions, select, report, variable, **given)
+
+
+@pytest.fixture(scope="module")
+def study(dimensions):
+    """Cross-fitted on the toy decoder, with every control."""
+    from neuro_lens.ablation import untrained_decoder
+    from neuro_lens.hooks import hook_model
+
+    from .toy import TAPS, TASKS, ToyDecoder
+
+    hooked = hook_model(ToyDecoder().eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+    fit = [make_batch("fit", seed=3, n_blocks=12)]
+    silent = [make_batch(s, seed=5, recording_id="m2", signal=0) for s in ("select", "report")]
+    return cross(
+        hooked,
+        dimensions,
+        [make_batch("select", seed=1)],
+        [make_batch("report", seed=2, first_block=4)],
+        fit=fit,
+        others={"m2": ([silent[0]], [silent[1]])},
+        untrained=untrained_decoder(hooked, dimensions, fit, hook=HOOK, steps=20),
+    )
+
+
+def row(study, dictionary):
+    return study.summary.set_index("dictionary").loc[dictionary]
+
+
+def test_columns_are_those_agreed(study):
+    for name, columns in CONTRACT.items():
+        assert set(columns.split()) <= set(getattr(study, name).columns)
+    assert study.summary["dictionary"].tolist() == [
+        "sae",
+        "random sets",
+        "random directions",
+        "logit-matched sets",
+        "constant bias",
+        "signed PCs",
+        "random-weight SAE",
+        "raw dimensions",
+        "shuffled labels",
+        "features from m2",
+        "untrained decoder",
+    ]
+
+
+def test_features_that_carry_a_class_are_specific(study):
+    sae = row(study, "sae")
+    assert sae["on_target"] > 1
+    assert abs(sae["off_target"]) < 0.05
+    assert 0 < sae["low"] < sae["specificity"] < sae["high"]
+    assert sae["p_rank"] == pytest.approx(1 / 61)
+    assert sae["recall_on"] < -0.9
+    for beaten in ("random sets", "random directions", "features from m2", "untrained decoder"):
+        assert row(study, beaten)["beaten"], beaten
+    assert not row(study, "raw dimensions")["beaten"]
+    assert row(study, "raw dimensions")["specificity"] == pytest.approx(sae["specificity"])
+
+
+def test_sets_that_cannot_be_matched_get_no_verdict(study):
+    """Nothing but the carriers moves a logit, so no other set has their effect on it."""
+    logit = study.matching[study.matching["dictionary"] == "logit-matched sets"]
+    assert (logit["share_matched"] == 0).all()
+    assert pd.isna(row(study, "logit-matched sets")["beaten"])
+    assert any("No verdict on logit-matched sets" in s for s in verdict(study.summary))
+
+
+def test_the_matrix_is_diagonal(study):
+    rows = study.ablation[study.ablation["dictionary"] == "sae"]
+    matrix = rows.groupby(["ablated", "tested"])["nats"].mean().unstack().to_numpy()
+    assert np.diag(matrix).min() > 1
+    assert np.abs(matrix[~np.eye(4, dtype=bool)]).max() < 0.05
+    assert set(rows["fold"]) == {"select → report", "report → select"}
+    assert set(rows["split"]) == {"report", "select"}
+    assert (rows["n_trials"] == 4).all()
+
+
+def test_the_summary_follows_from_the_table(study):
+    rows = study.ablation[study.ablation["dictionary"] == "signed PCs"]
+    on = rows[rows.ablated == rows.tested].groupby("fold")["nats"].mean().mean()
+    off = rows[rows.ablated != rows.tested].groupby("fold")["nats"].mean().mean()
+    pcs = row(study, "signed PCs")
+    assert pcs["on_target"] == pytest.approx(on, abs=1e-6)
+    assert pcs["specificity"] == pytest.approx(on - off, abs=1e-6)
+
+
+def test_the_table_holds_what_was_there_before(study):
+    rows = study.ablation[study.ablation["dictionary"] == "sae"]
+    assert (rows["recall_bare"] == 1).all()
+    assert rows["loss_spliced"].to_numpy() == pytest.approx(rows["loss_bare"], abs=1e-5)
+
+
+def test_groups_and_confusions(study):
+    chosen = study.groups[study.groups["dictionary"] == "sae"]
+    assert chosen.groupby("fold")["feature"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
+    total = study.confusions.groupby(["fold", "ablated", "tested"])["share"].sum()
+    assert total.to_numpy() == pytest.approx(1)
+
+
+def test_the_verdict_names_what_is_beaten_and_what_is_not(study):
+    said = " ".join(verdict(study.summary))
+    assert "above zero" in said
+    assert "this recording only" in said
+    beaten = said.split("It is larger than that of ")[1].split(". ")[0]
+    standing = said.split("It is not larger than that of ")[1].split(". ")[0]
+    assert "random sets" in beaten
+    assert "raw dimensions" in standing
+    assert "raw dimensions" not in beaten
+
+
+@pytest.fixture(scope="module")
+def null(dimensions):
+    """A variable drawn by lot: the features chosen for it have nothing to do with the answer."""
+    from neuro_lens.hooks import hook_model
+
+    from .toy import TAPS, TASKS, ToyDecoder
+
+    hooked = hook_model(ToyDecoder().eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
+    halves = []
+    rng = np.random.default_rng(0)
+    for split, seed, first in (("select", 1, 0), ("report", 2, 8)):
+        batch = make_batch(split, seed=seed, first_block=first, n_blocks=8)
+        batch.labels["lot"] = np.concatenate([rng.permutation([0, 0, 1, 1]) for _ in range(8)])
+        halves.append([batch])
+    return cross(hooked, dimensions, *halves, "lot", n_features=8)
+
+
+def test_unrelated_features_beat_nothing(null):
+    sae = row(null, "sae")
+    assert sae["low"] < 0 < sae["high"]
+    for name in ("random sets", "random directions", "raw dimensions", "shuffled labels"):
+        assert not row(null, name)["beaten"], name
+    said = " ".join(verdict(null.summary))
+    assert "covering zero" in said
+    assert "It beats none of its controls." in said
+
+
+def test_missing_controls_are_named(null):
+    said = " ".join(verdict(null.summary))
+    assert "Not run: signed PCs, since no fit windows were given." in said
+    assert "untrained decoder" in said
+
+
+def test_same_seed_same_tables(hooked, dimensions, select, report):
+    tables = [
+        ablation_study(hooked, dimensions, report, NULL, hook=HOOK, controls=8, seed=s)
+        for s in (0, 0, 1)
+    ]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    assert not tables[0]["nats"].equals(tables[2]["nats"])
+
+
+def test_given_groups_need_no_choice(hooked, dimensions, report, carriers):
+    table = ablation_study(hooked, dimensions, report, carriers, hook=HOOK, controls=5)
+    assert table["dictionary"].unique().tolist() == [
+        "sae",
+        "random sets",
+        "random directions",
+        "logit-matched sets",
+        "constant bias",
+    ]
+    assert set(table["variable"]) == {"direction"}
+    assert table.groupby("dictionary").size().eq(16).all()
+
+
+def test_only_the_values_asked_for_are_ablated(hooked, dimensions, report):
+    table = ablation_study(hooked, dimensions, report, {90.0: [1]}, hook=HOOK, controls=5)
+    assert set(table["ablated"]) == {90.0}
+    assert set(table["tested"]) == set(CLASSES)
+
+
+def test_recordings_are_studied_apart(hooked, dimensions, carriers):
+    both = [make_batch("report"), make_batch("report", seed=4, recording_id="m2")]
+    table = ablation_study(hooked, dimensions, both, carriers, hook=HOOK, controls=5)
+    alone = ablation_study(hooked, dimensions, both[1:], carriers, hook=HOOK, controls=5)
+    of_m2 = table[table["recording_id"] == "m2"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(of_m2, alone)
+
+
+def test_splitting_batches_changes_nothing(hooked, dimensions, carriers):
+    from neuro_lens.ablation.trials import take_windows
+
+    from .toy import TASKS
+
+    batch = make_batch("report")
+    parts = [take_windows(batch, w, TASKS["grating"]) for w in np.split(np.arange(16), [5])]
+    given = {"hook": HOOK, "controls": 5}
+    whole = ablation_study(hooked, dimensions, [batch], carriers, **given)
+    split = ablation_study(hooked, dimensions, parts, carriers, **given)
+    pd.testing.assert_frame_equal(whole, split, atol=1e-6)
+
+
+def test_the_readouts_input_is_the_decision(hooked, dimensions, report, carriers):
+    table = ablation_study(hooked, dimensions, report, carriers, hook="hook_readout_in", controls=5)
+    assert table["decision"].all()
+
+
+@pytest.mark.parametrize(
+    ("groups", "kwargs", "message"),
+    [
+        ({}, {}, "groups is empty"),
+        ({0.0: []}, {}, r"group of 0\.0 has no feature"),
+        ({0.0: [99]}, {}, "99"),
+        ({7.5: [1]}, {}, "no label has the values"),
+        ({7.5: [1]}, {"variable": "direction"}, "no trial of 'm1' has direction 7.5"),
+        ({0.0: [1]}, {"hook": "hook_resid_pst"}, "did you mean 'hook_resid_post'"),
+        ({0.0: [1]}, {"task": "gratings"}, "did you mean 'grating'"),
+        ({0.0: [1]}, {"variable": "orientatio"}, "unknown label"),
+    ],
+)
+def test_bad_requests_are_refused(hooked, dimensions, report, groups, kwargs, message):
+    with pytest.raises(NeuroLensError, match=message):
+        ablation_study(hooked, dimensions, report, groups, **{"hook": HOOK, **kwargs})
+
+
+def test_fit_windows_are_refused_unless_told(hooked, dimensions, carriers):
+    fit = [make_batch("fit")]
+    with pytest.raises(NeuroLensError, match="fit part"):
+        ablation_study(hooked, dimensions, fit, carriers, hook=HOOK, controls=5)
+    table = ablation_study(hooked, dimensions, fit, carriers, hook=HOOK, controls=5, allow_fit=True)
+    assert set(table["split"]) == {"fit"}
+
+
+def test_halves_that_share_trials_are_refused(hooked, dimensions, report):
+    with pytest.raises(NeuroLensError, match="share 16 trials"):
+        cross(hooked, dimensions, report, report)
+
+
+def test_a_recording_in_one_half_is_refused(hooked, dimensions, select, report):
+    with pytest.raises(NeuroLensError, match="'m2' is in one half alone"):
+        cross(hooked, dimensions, select, [*report, make_batch("report", recording_id="m2")])
+
+
+def test_another_decoders_sae_is_refused(hooked, report, carriers):
+    import torch
+
+    from neuro_lens.saes import signed_pcs
+
+    pcs = signed_pcs(torch.randn(200, 24, generator=torch.Generator().manual_seed(0)), 24)
+    pcs.cfg.metadata.decoder_hash = "0" * 16
+    with pytest.raises(NeuroLensError, match="trained on decoder"):
+        ablation_study(hooked, pcs, report, carriers, hook=HOOK, controls=5)
+    allowed = {"allow_other_decoder": True, "hook": HOOK, "controls": 5}
+    assert len(ablation_study(hooked, pcs, report, carriers, **allowed))
