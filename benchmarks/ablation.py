@@ -1,0 +1,160 @@
+"""What many ablations cost: the engine against one decode each, in one process, as ratios.
+
+Run as ``python benchmarks/ablation.py [interventions]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuro_lens.ablation import Prefix, run_edits
+from neuro_lens.ablation.engine import chunk_size
+from neuro_lens.ablation.spliced import FeatureSets, Spliced
+from neuro_lens.base import Batch
+from neuro_lens.decoders import CalciumPOYOPlus, Readout
+from neuro_lens.hooks import hook_model
+
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "dec.hook_resid_post"]
+WINDOWS, UNITS, SAMPLES, DIM = 64, 56, 8, 64
+D_SAE, K, N_FEATURES = 4096, 32, 6
+GOALS = {"dec.hook_resid_post": 40.0}
+
+
+def main(n: int = 64) -> None:
+    """Print a line a hook, then the cost curve at the readout's end."""
+    torch.set_num_threads(1)
+    hooked, batch = _decoder()
+    task = hooked.tasks["direction"]
+    sae = _dictionary()
+    rng = np.random.default_rng(0)
+    sets = [rng.choice(D_SAE, N_FEATURES, replace=False) for _ in range(n)]
+    full = min(_seconds(lambda: hooked.decode(batch)) for _ in range(3))
+    print(f"{n} ablations × {WINDOWS} windows, d_sae {D_SAE}; bare decode {1e3 * full:.0f} ms")
+    for name in HOOKS:
+        looped, loop = _timed(lambda h=name: _loop(hooked, task, sae, h, batch, sets[:8]))
+        share = _downstream_share(hooked, name, batch)
+        (found, chunk), engine = _timed(lambda h=name: _engine(hooked, task, sae, h, batch, sets))
+        error = (found[: len(looped)] - looped).abs().max().item()
+        ratio = loop / len(looped) * n / engine
+        bound = n / (1 + (n - 1) * share)
+        goal = GOALS.get(name, max(1.0, 0.7 * bound))
+        print(
+            f"  {name}: loop / engine {ratio:.1f} (goal {goal:.1f}; n / (1 + (n - 1) f) "
+            f"{bound:.1f} with f {share:.3f}), chunks of {chunk}, largest difference {error:.1e}"
+        )
+    _curve(hooked, task, sae, batch, rng, full)
+
+
+def _curve(hooked: Any, task: Any, sae: Any, batch: Batch, rng: Any, full: float) -> None:
+    name = HOOKS[-1]
+    counts = (64, 256, 1024)
+    times = []
+    for n in counts:
+        sets = [rng.choice(D_SAE, N_FEATURES, replace=False) for _ in range(n)]
+        times.append(_timed(lambda s=sets: _engine(hooked, task, sae, name, batch, s))[1])
+    slope = np.polyfit(counts, times, 1)[0] / full
+    curve = ", ".join(f"{n}: {t / full:.2f}" for n, t in zip(counts, times, strict=True))
+    print(f"  {name}, in bare decodes: {curve}; slope {slope:.4f} each (goal below 0.05)")
+
+
+def _engine(
+    hooked: Any, task: Any, sae: Any, name: str, batch: Batch, sets: Any
+) -> tuple[torch.Tensor, int]:
+    prefix = Prefix(hooked, name, batch, task)
+    edits = FeatureSets(Spliced(prefix, sae, np.arange(len(batch))), sets)
+    return torch.cat([p for _, p in run_edits([prefix], [edits])]), chunk_size(prefix)
+
+
+@torch.no_grad()
+def _loop(hooked: Any, task: Any, sae: Any, name: str, batch: Batch, sets: Any) -> torch.Tensor:
+    found = []
+    for features in sets:
+        with hooked.ablate(sae, list(features), hook=name):
+            found.append(task.prediction(hooked.decode(batch), batch.inputs))
+    return torch.stack(found)
+
+
+def _downstream_share(hooked: Any, name: str, batch: Batch) -> float:
+    """Return the share of a forward that is spent after the hook."""
+    shares = []
+    for _ in range(3):
+        at: list[float] = []
+
+        def note(x: torch.Tensor, hook: Any, at: list[float] = at) -> None:
+            at.append(perf_counter())
+
+        start = perf_counter()
+        with torch.no_grad(), hooked.hooks(fwd_hooks=[(name, note)]):
+            hooked.decode(batch)
+        end = perf_counter()
+        shares.append((end - at[0]) / (end - start))
+    return min(shares)
+
+
+def _timed(call: Any) -> tuple[Any, float]:
+    start = perf_counter()
+    result = call()
+    return result, perf_counter() - start
+
+
+@torch.no_grad()
+def _seconds(call: Any) -> float:
+    return _timed(call)[1]
+
+
+def _dictionary() -> Any:
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKSAEConfig(d_in=DIM, d_sae=D_SAE, k=K)).requires_grad_(False)
+    directions = torch.randn(D_SAE, DIM)
+    with torch.no_grad():
+        sae.W_dec.copy_(directions / directions.norm(dim=1, keepdim=True))
+        sae.W_enc.copy_(sae.W_dec.T)
+    return sae.eval()
+
+
+def _decoder() -> tuple[Any, Batch]:
+    torch.manual_seed(0)
+    steps, per_step, outputs = 8, 8, 8
+    decoder = CalciumPOYOPlus(
+        sequence_length=2.0,
+        latent_step=2.0 / steps,
+        num_latents_per_step=per_step,
+        readout_specs={"direction": Readout(1, 8, "classification", "t", "v")},
+        dim=DIM,
+        depth=2,
+        dim_head=32,
+        cross_heads=2,
+        self_heads=4,
+    ).eval()
+    decoder.unit_emb.initialize_vocab([str(i) for i in range(UNITS)])
+    decoder.session_emb.initialize_vocab(["a"])
+    n = SAMPLES * UNITS
+    asked = torch.zeros(WINDOWS, outputs, dtype=torch.long)
+    asked[:, 0] = 1
+    inputs = {
+        "input_unit_index": torch.arange(1, UNITS + 1).repeat(WINDOWS, SAMPLES),
+        "input_timestamps": torch.linspace(0, 2, SAMPLES)
+        .repeat_interleave(UNITS)
+        .repeat(WINDOWS, 1),
+        "input_values": torch.randn(WINDOWS, n, 1),
+        "input_mask": torch.ones(WINDOWS, n, dtype=torch.bool),
+        "latent_index": torch.arange(per_step).repeat(WINDOWS, steps),
+        "latent_timestamps": torch.linspace(0, 2, steps)
+        .repeat_interleave(per_step)
+        .repeat(WINDOWS, 1),
+        "output_session_index": torch.ones(WINDOWS, outputs, dtype=torch.long),
+        "output_timestamps": torch.ones(WINDOWS, outputs),
+        "output_decoder_index": asked,
+    }
+    return hook_model(decoder), Batch(inputs, recording_id=["a"] * WINDOWS)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
