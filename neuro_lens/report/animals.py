@@ -83,7 +83,8 @@ def plot_between(table: pd.DataFrame) -> Figure:
         counts = rows.groupby("split", sort=False).agg({"count": "mean", "is_true": "first"})
         true = counts.loc[counts["is_true"], "count"].iloc[0]
         top = counts["count"].max() + 1
-        bins = np.linspace(0, top, min(int(top), 16) + 1)
+        width = max(1, int(np.ceil(top / 16)))
+        bins = np.arange(-0.5, top + width, width)
         height, _, _ = axis.hist(counts["count"], bins=bins, color=FAINT, edgecolor="white", lw=1)
         axis.axvline(true, color=VERMILION, lw=1.6)
         axis.annotate(
@@ -183,4 +184,5 @@ def _confounds(results: Results, variable: str) -> list[str]:
     if table is None:
         return []
     found = table[(table["variable"] == variable) & table["separates"].astype(bool)]
-    return [str(name).replace("_", " ") for name in found["covariate"].unique()]
+    names = [str(name).replace("_", " ") for name in found["covariate"].unique()]
+    return [name for name in names if not (is_sur_v1(results) and name == "imaging date")]

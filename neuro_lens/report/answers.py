@@ -6,10 +6,10 @@ import pandas as pd
 
 from .animals import between_ranks
 from .blocks import Answer, Results
-from .decoding import by_accuracy, decoding_summary
+from .decoding import above_chance, by_accuracy, decoding_summary
 from .features import during_stimulus
 from .notes import is_sur_v1
-from .removal import ablated_hooks, chosen
+from .removal import ablated_hooks, chosen, judgements
 from .style import interval, listing, number, p_value, plural
 
 
@@ -62,7 +62,7 @@ def _dictionary(results: Results) -> Answer | None:
     table = results.get("sae_eval")
     if table is None:
         return None
-    table = table[table["beats_chance"].astype(bool)]
+    table = table[above_chance(table)]
     if table.empty:
         return Answer(
             "Does the dictionary keep decoding?",
@@ -132,10 +132,9 @@ def _ablation(results: Results) -> Answer | None:
     if "matched_q95" in sae and sae["matched_q95"].notna().any():
         text += f"; matched random sets reach {number(sae['matched_q95'].max(), sign=True)}"
     specific = bool(low > 0)
-    standing: list[str] = []
+    _, mixed, none, _ = judgements(table)
+    standing = [*none, *mixed]
     if "beaten" in table:
-        judged = table[(table["dictionary"] != "sae") & table["beaten"].notna()]
-        standing = list(dict.fromkeys(judged.loc[~judged["beaten"].astype(bool), "dictionary"]))
         text += f". Not beaten: {listing(standing)}" if standing else ". Every control is beaten"
     word = "Yes" if specific else "Not shown"
     return Answer(
@@ -154,7 +153,7 @@ def _animals(results: Results) -> Answer | None:
     alpha = results.setting("tuning", "alpha", default=0.05)
     reachable, shown = row.p_floor <= alpha, row.p <= alpha
     text = (
-        f"{number(row.count, 0)} features differ for the true split, {number(row.low, 0)} to "
+        f"{row.count:g} features differ for the true split, {number(row.low, 0)} to "
         f"{number(row.high, 0)} for the {row.n_splits - 1} others "
         f"(p {p_value(row.p, row.p_floor)}; smallest p possible {p_value(row.p_floor)})."
     )

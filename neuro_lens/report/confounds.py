@@ -129,48 +129,50 @@ def covariates_section(results: Results) -> Section:
     if table is None:
         section.blocks.append(absent("covariates"))
         return section
-    tuned = _tuned(results.get("tuning"))
     given = table["given"] if "given" in table else pd.Series("", index=table.index)
     table = table.assign(given=given.fillna("").astype(str))
+    signals = list(dict.fromkeys(zip(table["covariate"], table["given"], strict=True)))
+    tuned = _tuned(results.get("tuning"))
     rows = []
-    keys = ["hook", "recording_id", "covariate", "given"]
-    for place, group in table.groupby(keys, sort=False):
-        seeds = group["seed"].nunique() if "seed" in group else 1
-        found = group[group["significant"].astype(bool)]
-        both = sum(key in tuned for key in _keys(found))
-        rows.append(
-            [
-                place[0],
-                place[1],
-                f"{place[2]}, {place[3]} held fixed" if place[3] else place[2],
-                str(int(group["n_trials"].max())),
-                number((group["status"] == "tested").sum() / seeds, 0),
-                number(len(found) / seeds, 0),
-                number(both / seeds, 0) if tuned else "–",
-                number(group["r"].abs().max()),
-                p_value(group["p_floor"].min()),
-            ]
-        )
-    headers = ["hook", "recording", "signal", "trials", "tested", "go with it"]
+    for place, group in table.groupby(["hook", "recording_id"], sort=False):
+        one = group[(group["covariate"] == signals[0][0]) & (group["given"] == signals[0][1])]
+        seeds = one["seed"].nunique() if "seed" in one else 1
+        counts = [
+            _count(group[(group["covariate"] == c) & (group["given"] == g)], tuned, seeds)
+            for c, g in signals
+        ]
+        tested = number((one["status"] == "tested").sum() / seeds, 0)
+        ends = [number(group["r"].abs().max()), p_value(group["p_floor"].min())]
+        rows.append([*map(str, place), str(int(one["n_trials"].max())), tested, *counts, *ends])
+    headers = [f"{c}, {g} fixed" if g else c for c, g in signals]
     section.blocks.append(
         Grid(
-            [*headers, "also tuned", "largest |r|", "smallest p possible"],
+            ["hook", "recording", "trials", "tested", *headers, "largest |r|", "smallest p"],
             rows,
-            "Features that go with running speed or pupil size, by Spearman’s rank correlation "
-            "over trials within recordings; with a variable held fixed, its mean at each value is "
-            "taken out of both first. Both change slowly, so p comes from circular shifts over "
-            "trials. Also tuned: those of them that are significant for a stimulus variable too. "
-            "Mean over seeds.",
-            text_columns=3,
+            "Features that go with running speed or pupil size, and in brackets those of them that "
+            "are significant for a stimulus variable too. Spearman’s rank correlation over trials; "
+            "with a variable fixed, its mean at each value is taken out of both first. Both "
+            "signals change slowly, so p comes from circular shifts over trials; the smallest p is "
+            "what so few shifts can give. Mean over seeds.",
+            text_columns=2,
         )
     )
     return section
 
 
-def _tuned(tuning: pd.DataFrame | None) -> set[tuple]:
-    """Return the features that are significant for a stimulus variable."""
+def _count(rows: pd.DataFrame, tuned: set[tuple] | None, seeds: int) -> str:
+    """Write how many features are significant, and how many of them are tuned as well."""
+    found = rows[rows["significant"].astype(bool)]
+    if tuned is None:
+        return number(len(found) / seeds, 0)
+    both = sum(key in tuned for key in _keys(found))
+    return f"{number(len(found) / seeds, 0)} ({number(both / seeds, 0)})"
+
+
+def _tuned(tuning: pd.DataFrame | None) -> set[tuple] | None:
+    """Return the features that are significant for a stimulus variable, None if not tested."""
     if tuning is None:
-        return set()
+        return None
     tuning = during_stimulus(tuning)
     return set(_keys(tuning[tuning["significant"].astype(bool)]))
 

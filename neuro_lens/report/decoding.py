@@ -259,7 +259,7 @@ def _dictionary_grid(table: pd.DataFrame) -> Grid:
     keys = ["hook", "recording_id"]
     keys += ["task"] if "task" in table and table["task"].nunique() > 1 else []
     summary = over_seeds(table, keys, columns)
-    beats = table.groupby(keys, sort=False)["beats_chance"].mean() > 0.5
+    beats = above_chance(table).groupby([table[k] for k in keys], sort=False).first()
     rows: list[list[str]] = []
     muted = set()
     for hook in table["hook"].unique():
@@ -267,10 +267,10 @@ def _dictionary_grid(table: pd.DataFrame) -> Grid:
         for place, row in of_hook.iterrows():
             if not beats.loc[place]:
                 muted.add(len(rows))
-            cells = [
-                "–" if c == "recovered" and not beats.loc[place] else _spread(*row[c])
-                for c in columns
-            ]
+            ranged = ("recovered", "agreement")
+            cells = [_spread(*row[c]) if c in ranged else number(row[c]["mean"]) for c in columns]
+            if not beats.loc[place]:
+                cells[0] = "–"
             rows.append([*map(str, place), *cells])
     names = {
         "recovered": "loss recovered",
@@ -289,10 +289,16 @@ def _dictionary_grid(table: pd.DataFrame) -> Grid:
         "recordings above chance. Same answers: share of windows whose answer is the bare "
         "decoder’s. Variance explained within the recording, beside PCA with as many components "
         "as L0, the mean number of active features at a position. Alive: share of features that "
-        "fire at all. Mean over seeds, range in brackets.",
+        "fire at all. Mean over seeds, range in brackets; a recording is above chance where it is "
+        "in most seeds.",
         muted,
         text_columns=len(keys),
     )
+
+
+def above_chance(table: pd.DataFrame) -> pd.Series:
+    """Return for each row of ``sae_eval`` whether most seeds decode its recording above chance."""
+    return table.groupby(["hook", "recording_id"])["beats_chance"].transform("mean") > 0.5
 
 
 def _spread(mean: float, low: float, high: float) -> str:

@@ -241,7 +241,7 @@ def _best_grid(best: pd.DataFrame, variable: str) -> Grid:
 
 def effect_label(name: str) -> str:
     """Return an effect size's symbol."""
-    return "ω²" if name in ("omega2", "omega_squared") else name
+    return "ω²" if name.replace("_", " ") in ("omega2", "omega squared") else name
 
 
 def _counts_grid(tuning: pd.DataFrame) -> Grid:
@@ -265,8 +265,8 @@ def _counts_grid(tuning: pd.DataFrame) -> Grid:
         [*headers, "smallest p possible"],
         rows,
         "Features tested, those that fire in too few trials to be tested, and for each variable "
-        "those significant after correction over the features of that hook, with the largest "
-        "effect size. Mean over seeds, range in brackets.",
+        "those significant after correction over the features of that hook and recording, with the "
+        "largest effect size. Mean over seeds, range in brackets.",
         text_columns=2,
     )
 

@@ -97,29 +97,36 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
         f"{number(mean, sign=True)} nats more than the others {interval(low, high)}, "
         f"{side} zero (bootstrap over repeat blocks, this recording only)."
     ]
-    if "beaten" in summary:
-        judged = summary[(summary["dictionary"] != "sae") & summary["beaten"].notna()]
-        share = judged.groupby("dictionary", sort=False)["beaten"].agg(
-            lambda seeds: np.mean([bool(x) for x in seeds])
+    beaten, mixed, standing, unjudged = judgements(summary)
+    if beaten:
+        words.append(f"The SAE beats {listing(beaten)}.")
+    if mixed:
+        words.append(f"{'It' if beaten else 'The SAE'} beats {listing(mixed)} in some seeds only.")
+    if standing:
+        none = not (beaten or mixed)
+        words.append(
+            "The SAE beats none of its controls."
+            if none
+            else f"It does not beat {listing(standing)}."
         )
-        beaten = list(share.index[share == 1])
-        mixed = list(share.index[(share > 0) & (share < 1)])
-        standing = list(share.index[share == 0])
-        controls = [d for d in summary["dictionary"].unique() if d != "sae"]
-        unjudged = [d for d in controls if d not in share and not d.startswith("features from")]
-        if beaten:
-            words.append(f"The SAE beats {listing(beaten)}.")
-        elif len(share):
-            words.append("The SAE beats none of its controls.")
-        if mixed:
-            words.append(f"It beats {listing(mixed)} in some seeds only.")
-        if standing:
-            words.append(f"It does not beat {listing(standing)}.")
-        if unjudged and len(share):
-            words.append(f"No verdict on {listing(unjudged)}.")
-    if "words" in summary:
-        words += [w for w in dict.fromkeys(sae["words"]) if isinstance(w, str) and w]
+    if unjudged:
+        words.append(f"No verdict on {listing(unjudged)}.")
     return words
+
+
+def judgements(summary: pd.DataFrame) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return the controls that the SAE beats in every seed, in some, in none; and the unjudged."""
+    if "beaten" not in summary:
+        return [], [], [], []
+    beaten, mixed, standing, unjudged = lists = ([], [], [], [])  # type: ignore[var-annotated]
+    controls = summary[summary["dictionary"] != "sae"]
+    for name, verdict in controls.groupby("dictionary", sort=False)["beaten"]:
+        yes = [bool(v) for v in verdict if not pd.isna(v)]
+        if not yes:
+            unjudged.append(str(name))
+        else:
+            (beaten if all(yes) else mixed if any(yes) else standing).append(str(name))
+    return lists
 
 
 @styled
@@ -247,9 +254,22 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
         )
     )
     blocks.append(_summary_grid(summary))
+    blocks += _remarks(summary)
     if "words" in summary and kind == "verdict":
         blocks += _meanings(summary)
     return blocks
+
+
+def _remarks(summary: pd.DataFrame) -> list[Paragraph]:
+    """Return what the stage itself says of the SAE's row: matching, and controls not run."""
+    if "words" not in summary:
+        return []
+    sae = summary[(summary["dictionary"] == "sae") & (summary["words"].fillna("") != "")]
+    several = "seed" in sae and sae["seed"].nunique() > 1
+    return [
+        Paragraph(f"Seed {row.seed}: {row.words}" if several else str(row.words), kind="aside")
+        for row in sae.itertuples()
+    ]
 
 
 def _meanings(summary: pd.DataFrame) -> list[Grid]:
@@ -321,7 +341,7 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
             floor = 1 / (group["n_controls"].max() + 1) if "n_controls" in group else None
             cells.append(p_value(group["p_rank"].mean(), floor))
         if judged:
-            cells.append(listing(list(dict.fromkeys(map(_yes, group["beaten"])))))
+            cells.append(_yes(group["beaten"]))
         rows.append(cells)
     rows.sort(key=lambda row: row[0] != "SAE")
     headers = ["removed", *["recording"] * several, "specificity [95 %]"]
@@ -342,5 +362,9 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
     )
 
 
-def _yes(beaten: object) -> str:
-    return "–" if pd.isna(beaten) else "yes" if beaten else "no"
+def _yes(beaten: pd.Series) -> str:
+    """Write whether the SAE beats a control, in how many seeds where they disagree."""
+    yes = [bool(v) for v in beaten if not pd.isna(v)]
+    if not yes:
+        return "–"
+    return "yes" if all(yes) else f"in {sum(yes)} of {len(yes)}" if any(yes) else "no"
