@@ -31,7 +31,7 @@ def animals_section(results: Results) -> Section:
             "Histogram of feature counts over all splits of the animals",
         )
     )
-    section.blocks.append(_between_grid(table, results.get("between_summary")))
+    section.blocks.append(_between_grid(table))
     confounds = results.get("between_confounds")
     if confounds is not None:
         section.blocks.append(_confounds_grid(confounds))
@@ -39,23 +39,30 @@ def animals_section(results: Results) -> Section:
     return section
 
 
-def between_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rank of the true split among all of them.
+def between_ranks(table: pd.DataFrame, column: str = "count") -> pd.DataFrame:
+    """Return the rank of the true split among all of them, by the mean over seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``between`` table: a row a split.
+    column : {"count", "effect"}
+        Number of features that differ, or how much they do.
 
     Returns
     -------
     DataFrame
         ``variable``, ``hook``, ``n_splits``, ``count`` (true split), ``low``, ``high`` (the
-        others), ``p`` (share of splits with as many features or more, the true one among them)
+        others), ``p`` (share of splits with as much or more, the true one among them)
         and ``p_floor`` (one over the number of splits).
     """
     rows = []
     for place, group in table.groupby(["variable", "hook"], sort=False):
-        counts = group.groupby("split", sort=False).agg({"count": "mean", "is_true": "first"})
-        true = counts.loc[counts["is_true"], "count"].iloc[0]
-        others = counts.loc[~counts["is_true"], "count"]
-        n = len(counts)
-        p = float((counts["count"] >= true).sum()) / n
+        splits = group.groupby("split", sort=False).agg({column: "mean", "is_true": "first"})
+        true = splits.loc[splits["is_true"], column].iloc[0]
+        others = splits.loc[~splits["is_true"], column]
+        n = len(splits)
+        p = float((splits[column] >= true).sum()) / n
         rows.append([*place, n, true, others.min(), others.max(), p, 1 / n])
     return pd.DataFrame(
         rows, columns=["variable", "hook", "n_splits", "count", "low", "high", "p", "p_floor"]
@@ -104,10 +111,8 @@ def plot_between(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _between_grid(table: pd.DataFrame, summary: pd.DataFrame | None) -> Grid:
-    by_effect = {}
-    if summary is not None and "p_effect" in summary:
-        by_effect = summary.groupby(["variable", "hook"])["p_effect"].mean().to_dict()
+def _between_grid(table: pd.DataFrame) -> Grid:
+    by_effect = between_ranks(table, "effect")["p"].tolist() if "effect" in table else []
     rows = [
         [
             r.variable,
@@ -116,10 +121,10 @@ def _between_grid(table: pd.DataFrame, summary: pd.DataFrame | None) -> Grid:
             f"{number(r.low, 0)} to {number(r.high, 0)}",
             str(r.n_splits),
             p_value(r.p, r.p_floor),
-            *([p_value(by_effect.get((r.variable, r.hook)), r.p_floor)] if by_effect else []),
+            *([p_value(by_effect[i], r.p_floor)] if by_effect else []),
             p_value(r.p_floor),
         ]
-        for r in between_ranks(table).itertuples(index=False)
+        for i, r in enumerate(between_ranks(table).itertuples(index=False))
     ]
     headers = ["variable", "hook", "true split", "other splits", "splits", "p by number"]
     return Grid(

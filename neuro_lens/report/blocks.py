@@ -22,7 +22,6 @@ COLUMNS = {
     "tuning_curves": "source id recording_id window variable value mean sem n",
     "covariates": "recording_id hook covariate feature r p_floor significant n_trials status",
     "between": "variable hook split count is_true",
-    "between_summary": "variable hook",
     "between_confounds": "variable covariate association separates",
     "ablation": "hook dictionary recording_id ablated tested nats",
     "ablation_summary": "hook dictionary recording_id specificity low high",

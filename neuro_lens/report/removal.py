@@ -339,7 +339,7 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
             cells.append(interval(group["diff_low"].min(), group["diff_high"].max()) or "–")
         if ranked:
             floor = 1 / (group["n_controls"].max() + 1) if "n_controls" in group else None
-            cells.append(p_value(group["p_rank"].mean(), floor))
+            cells.append(p_value(group["p_rank"].max(), floor))
         if judged:
             cells.append(_yes(group["beaten"]))
         rows.append(cells)
@@ -355,7 +355,7 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         "rest, which a moved criterion leaves alone. Mean over seeds; an interval spans those of "
         "all seeds."
         + " SAE minus it: 95 % interval of the difference in specificity." * apart
-        + " p: the SAE’s rank among the control’s draws." * ranked
+        + " p: the SAE’s rank among the control’s draws, the largest over seeds." * ranked
         + " The SAE beats a control where it lies above the 95th percentile of its draws, or the "
         "interval of the difference above zero." * judged,
         text_columns=1 + several,

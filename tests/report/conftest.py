@@ -40,7 +40,6 @@ def made_up_tables():
         "tuning_curves": _curves(rng),
         "covariates": _covariates(rng),
         "between": _between(rng),
-        "between_summary": _between_summary(),
         "between_confounds": _between_confounds(),
         "ablation": _ablation(rng),
         "ablation_summary": _ablation_summary(rng),
@@ -203,13 +202,7 @@ def _between(rng):
         true = pair == ("mrcuts28", "mrcuts30")
         count = 41 if true else int(rng.integers(9, 75))
         rows.append(["genotype", hook, "+".join(pair), count, count * 0.3, true])
-    columns = ["variable", "hook", "split", "count", "total_effect", "is_true"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _between_summary():
-    rows = [["genotype", hook, 6, 15, 0.4, 0.47, 1 / 15] for hook in (HOOK, LAST)]
-    columns = ["variable", "hook", "n_animals", "n_splits", "p_count", "p_effect", "p_floor"]
+    columns = ["variable", "hook", "split", "count", "effect", "is_true"]
     return pd.DataFrame(rows, columns=columns)
 
 
