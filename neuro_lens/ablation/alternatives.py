@@ -24,7 +24,7 @@ from .controls import (
     untrained_decoder,
 )
 
-SHUFFLES = 19
+SHUFFLES = 49
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Sources:
             for name, dictionary in self.dictionaries.items()
         ]
         codes = trial_codes(acts, self.sae, allow_other_decoder=True)
-        rng = np.random.default_rng([self.seed, 19])
+        rng = np.random.default_rng([self.seed, 1])
         draws = [
             choose(shuffled(codes, self.variable, rng), self.variable, self.n_features, self.seed)
             for _ in range(SHUFFLES)

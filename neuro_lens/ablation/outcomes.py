@@ -89,7 +89,7 @@ def score(log_p_ntc: Tensor, trials: Trials) -> Outcomes:
             classes = torch.as_tensor(trials.classes[v], device=log_p_ntc.device)
             said = classes[answer[:, torch.as_tensor(mine)]]
             recall[:, v] = said.float().mean(1).cpu().numpy()
-            auc[:, v] = area(_log_odds(log_p_ntc, classes), mine)
+            auc[:, v] = area(log_odds(log_p_ntc, classes), mine)
     whole = _orientation(log_p_ntc, trials)
     return Outcomes(
         loss.cpu().numpy(),
@@ -134,6 +134,14 @@ def confusions(base: Outcomes, ablated: Outcomes, trials: Trials, n_classes: int
     return pd.DataFrame(rows, columns=columns)
 
 
+def log_odds(log_p_ntc: Tensor, classes: Tensor) -> Tensor:
+    """Return the log-odds of a set of classes against the others, shape ``(n, n_trials)``."""
+    inside = log_p_ntc[..., classes].logsumexp(-1)
+    if classes.all():
+        return inside
+    return inside - log_p_ntc[..., ~classes].logsumexp(-1)
+
+
 def area(scores_nt: Tensor, mine: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve: the share of (target, other) pairs in order.
 
@@ -155,13 +163,6 @@ def area(scores_nt: Tensor, mine: np.ndarray) -> np.ndarray:
         return np.full(len(scores_nt), np.nan)
     below = torch.searchsorted(no, yes) + torch.searchsorted(no, yes, right=True)
     return (below.double().mean(1) / (2 * no.shape[1])).cpu().numpy()
-
-
-def _log_odds(log_p_ntc: Tensor, classes: Tensor) -> Tensor:
-    inside = log_p_ntc[..., classes].logsumexp(-1)
-    if classes.all():
-        return inside
-    return inside - log_p_ntc[..., ~classes].logsumexp(-1)
 
 
 def _orientation(log_p_ntc: Tensor, trials: Trials) -> tuple[np.ndarray, np.ndarray] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base import Batch, Task, progress
 from .engine import Edits, Prefix, run_edits
-from .outcomes import Outcomes, score, trial_log_probs
+from .outcomes import Outcomes, log_odds, score, trial_log_probs
 from .spliced import FeatureSets, RandomDirections, SplicedTrials
 from .trials import Trials, gather_trials
 
@@ -80,6 +80,25 @@ class SplicedScene:
         """Return the outcomes of taking a set's norm away in each of several directions."""
         parts = self.spliced.parts
         return self._outcomes([RandomDirections(p, features, directions) for p in parts], words)
+
+    def odds(self, sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """Return each value's log-odds without and with its own set removed.
+
+        Parameters
+        ----------
+        sets : sequence
+            A set for each value.
+
+        Returns
+        -------
+        array, shape (2, n_values, n_trials)
+        """
+        after = self._log_probs([FeatureSets(p, sets) for p in self.spliced.parts])
+        found = []
+        for v, of_value in enumerate(self.trials.classes):
+            classes = torch.as_tensor(of_value, device=after.device)
+            found.append(log_odds(torch.stack([self.log_probs, after[v]]), classes))
+        return torch.stack(found, dim=1).cpu().numpy()
 
     def _outcomes(self, edits: list[Edits], words: str) -> Outcomes:
         with progress(words or "ablating", len(edits[0])) as advance:

@@ -178,7 +178,7 @@ def cross_fitted_study(
     n_features : int
         Features removed for each value, at most.
     controls : int
-        Matched random sets; of the other random controls at most 199, and 19 shuffles of labels.
+        Matched random sets; of the other random controls at most 199, and 49 shuffles of labels.
     seed : int
     hook, task : str, optional
         As in `ablation_study`.
@@ -256,10 +256,12 @@ def _fold(
     asked = np.array([v in groups for v in values])
     full: Groups = {v: list(groups.get(v, [])) for v in values}
     spliced = scene.splice(sae, s.use_error_term)
-    ablated = spliced.remove([full[v] for v in values], f"features of {s.variable}")
+    sets = [full[v] for v in values]
+    ablated = spliced.remove(sets, f"features of {s.variable}")
     fold = Fold(name, s.hook, recording_id, s.variable, scene.decision, asked, ablated)
+    fold.odds = spliced.odds(sets)
     fold.groups[SAE] = full
-    fold.effects[SAE] = compare(spliced, ablated, [[full[v]] for v in values])
+    fold.effects[SAE] = compare(spliced, ablated, [[one] for one in sets])
     _same_sae_controls(fold, spliced, full, s)
     for alternative in alternatives:
         _measure(fold, alternative, scene, batches, s)

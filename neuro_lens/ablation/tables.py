@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .controls import DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
+from .controls import BIAS, DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
 from .intervals import block_weights, bootstrap_interval, rank_p
 from .matching import TOLERANCE, Matched
 from .outcomes import Outcomes, confusions
@@ -39,6 +39,8 @@ class Fold:
         By dictionary, the SAE's first.
     ablated : Outcomes
         Of the SAE's features, a row a value.
+    odds : array, shape (2, n_values, n_trials)
+        Each value's log-odds without and with its features.
     groups : dict of str to dict
         The features of each value that were removed, by dictionary.
     matched : dict of str to dict
@@ -52,6 +54,7 @@ class Fold:
     decision: bool
     asked: np.ndarray
     ablated: Outcomes
+    odds: np.ndarray = field(default_factory=lambda: np.zeros((2, 0, 0)))
     effects: dict[str, Effects] = field(default_factory=dict)
     groups: dict[str, Mapping[Any, Sequence[int]]] = field(default_factory=dict)
     matched: dict[str, dict[Any, Matched]] = field(default_factory=dict)
@@ -85,10 +88,12 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
     ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's mean), for
     controls with many draws ``matched_mean``, ``matched_q95`` and ``p_rank`` (the SAE's rank among
     them; the SAE's own row has those of the random sets), ``n_controls``, changes of recall, AUC
-    and orientation loss on and off target, and ``beaten``: whether the interval of the difference
-    is above zero and, for controls with many draws, the SAE's specificity above their 95th
-    percentile. It is null where there is no interval, and for matched sets of which the median
-    is off by more than a fifth.
+    and orientation loss on and off target, ``auc_low`` and ``auc_high`` (the interval of the
+    SAE's ``auc_on``), and ``beaten``: whether the interval of the difference is above zero and,
+    for controls with many draws, the SAE's specificity above their 95th percentile. A constant
+    bias leaves every AUC as it is and costs the others nothing, so no specificity beats it: it is
+    beaten where the SAE's AUC falls, ``auc_high`` below zero. Null where there is no interval, and
+    for matched sets of which the median is off by more than a fifth.
     """
     by_recording: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
@@ -159,6 +164,23 @@ def group_table(folds: Sequence[Fold]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def weighted_auc(odds_t: np.ndarray, mine: np.ndarray, weight_bt: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve with trials weighted, shape ``(n_draws,)``.
+
+    Parameters
+    ----------
+    odds_t : array, shape (n_trials,)
+    mine : array of bool, shape (n_trials,)
+        The target's trials.
+    weight_bt : array, shape (n_draws, n_trials)
+    """
+    above = odds_t[mine][:, None] - odds_t[~mine][None]
+    order = ((np.sign(above) + 1) / 2).astype(np.float32)
+    yes, no = weight_bt[:, mine], weight_bt[:, ~mine]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.einsum("by,yn,bn->b", yes, order, no, optimize=True) / (yes.sum(1) * no.sum(1))
+
+
 def _effect_rows(fold: Fold, dictionary: str) -> pd.DataFrame:
     effects = fold.effects[dictionary]
     trials = effects.trials
@@ -205,6 +227,7 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
     specific = {n: _mean_over_folds([_specificity(f, n) for f in folds]) for n in names}
     dose = max((len(g) for f in folds for g in f.groups[SAE].values()), default=0)
     sae = float(specific[SAE].mean())
+    area = bootstrap_interval(_bootstrap_auc(folds, weights), n_blocks)
     rows = []
     for name in names:
         own = specific[name]
@@ -222,17 +245,19 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
             row |= _on_off(folds, name, outcome, (f"{outcome}_on", f"{outcome}_off"))
         difference = bootstrap_interval(draws[SAE] - draws[name], n_blocks)
         row |= _pair("diff_low", "diff_high", difference if name != SAE else (np.nan, np.nan))
-        row["beaten"] = _beaten(name, row, sae) if _is_fair(folds, name) else None
+        row |= _pair("auc_low", "auc_high", area if name == SAE else (np.nan, np.nan))
+        row["beaten"] = _beaten(name, row, sae, area[1]) if _is_fair(folds, name) else None
         row["decision"] = folds[0].decision
         rows.append(row)
     return rows
 
 
-def _beaten(name: str, row: Mapping[str, Any], sae: float) -> bool | None:
-    if name == SAE:
+def _beaten(name: str, row: Mapping[str, Any], sae: float, auc_high: float) -> bool | None:
+    judged = auc_high if name == BIAS else row["diff_low"]
+    if name == SAE or np.isnan(judged):
         return None
-    if np.isnan(row["diff_low"]):
-        return None
+    if name == BIAS:
+        return bool(auc_high < 0)
     above = name not in FAMILIES or sae > row["matched_q95"]
     return bool(above and row["diff_low"] > 0)
 
@@ -271,6 +296,23 @@ def _bootstrap(folds: Sequence[Fold], name: str, weights: Sequence[np.ndarray]) 
         on = _weighted(effects.extra, effects.trials.is_value, weight)
         off = _weighted(effects.extra, ~effects.trials.is_value, weight)
         parts.append(np.nanmean((on - off)[:, fold.asked], axis=1))
+    return np.mean(parts, axis=0)
+
+
+def _bootstrap_auc(folds: Sequence[Fold], weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the change of AUC on target in each draw of repeat blocks, shape ``(n_draws,)``."""
+    parts = []
+    for fold, weight in zip(folds, weights, strict=True):
+        if not fold.trials.exclusive:
+            return np.full(len(weight), np.nan)
+        changes = [
+            weighted_auc(after, mine, weight) - weighted_auc(before, mine, weight)
+            for before, after, mine, asked in zip(
+                *fold.odds, fold.trials.is_value, fold.asked, strict=True
+            )
+            if asked
+        ]
+        parts.append(np.nanmean(changes, axis=0))
     return np.mean(parts, axis=0)
 
 

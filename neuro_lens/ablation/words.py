@@ -57,7 +57,7 @@ def verdict(summary: pd.DataFrame) -> list[str]:
     for (hook, recording_id), rows in summary.groupby(["hook", "recording_id"], sort=False):
         sae = rows[rows["dictionary"] == SAE].iloc[0]
         sentences.append(_effect(sae, str(hook), str(recording_id)))
-        judged = rows[(rows["dictionary"] != SAE) & rows["beaten"].notna()]
+        judged = rows[~rows["dictionary"].isin([SAE, BIAS]) & rows["beaten"].notna()]
         beaten = judged.loc[judged["beaten"].astype(bool), "dictionary"].tolist()
         standing = judged.loc[~judged["beaten"].astype(bool), "dictionary"].tolist()
         if beaten:
@@ -66,6 +66,7 @@ def verdict(summary: pd.DataFrame) -> list[str]:
             sentences.append("It beats none of its controls.")
         if standing and beaten:
             sentences.append(f"It is not larger than that of {listing(standing)}.")
+        sentences += _criterion(sae, rows[rows["dictionary"] == BIAS])
         unjudged = rows.loc[(rows["dictionary"] != SAE) & rows["beaten"].isna(), "dictionary"]
         if len(unjudged):
             sentences.append(f"No verdict on {listing(unjudged)}.")
@@ -116,6 +117,22 @@ def _effect(sae: pd.Series, hook: str, recording_id: str) -> str:
         f"{sae['specificity']:+.2f} ({interval}; bootstrap over repeat blocks, this recording "
         f"only; rank p {_p(sae)} among {sae['n_controls']} matched random sets)."
     )
+
+
+def _criterion(sae: pd.Series, bias: pd.DataFrame) -> list[str]:
+    """Return whether the value is lost or only the criterion moved, as a constant bias would."""
+    if bias.empty or bias["beaten"].isna().all():
+        return []
+    area = (
+        f"AUC against the rest changes by {sae['auc_on']:+.3f} "
+        f"({sae['auc_low']:+.3f} to {sae['auc_high']:+.3f})"
+    )
+    if bias["beaten"].astype(bool).all():
+        return [f"A value's {area}, which no constant on its logit does."]
+    return [
+        f"A constant on the logit could do the same: a value's {area}, so the criterion moved "
+        "and the variable is not shown to be lost."
+    ]
 
 
 def _p(sae: pd.Series) -> str:

@@ -87,6 +87,27 @@ def test_sets_that_cannot_be_matched_get_no_verdict(study):
     assert any("No verdict on logit-matched sets" in s for s in verdict(study.summary))
 
 
+def test_a_bias_is_beaten_by_a_fallen_auc_alone(study):
+    """What is left of a value without its carrier still ranks its trials first, as a bias does."""
+    sae, bias = row(study, "sae"), row(study, "constant bias")
+    assert bias["on_target"] == pytest.approx(sae["on_target"], abs=1e-3)
+    assert sae["auc_low"] <= sae["auc_on"] <= sae["auc_high"]
+    assert bias["beaten"] == (sae["auc_high"] < 0)
+    assert any("A constant on the logit could do the same" in s for s in verdict(study.summary))
+
+
+def test_the_bootstrap_of_auc_weighs_trials():
+    from sklearn.metrics import roc_auc_score
+
+    from neuro_lens.ablation.tables import weighted_auc
+
+    rng = np.random.default_rng(0)
+    odds, mine = rng.normal(size=30).round(1), rng.random(30) < 0.4
+    weight = rng.integers(0, 3, (5, 30)).astype(float)
+    expected = [roc_auc_score(mine, odds, sample_weight=w) for w in weight]
+    assert weighted_auc(odds, mine, weight) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_matrix_is_diagonal(study):
     rows = study.ablation[study.ablation["dictionary"] == "sae"]
     matrix = rows.groupby(["ablated", "tested"])["nats"].mean().unstack().to_numpy()
