@@ -2,6 +2,7 @@
 
 from . import dictionary
 from .axes import Vectors
+from .edits import remove_heads
 from .hooked import HookedDecoder
 from .model import hook_model
 from .registry import register_decoder
@@ -17,4 +18,5 @@ __all__ = [
     "dictionary",
     "hook_model",
     "register_decoder",
+    "remove_heads",
 ]

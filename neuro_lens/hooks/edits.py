@@ -121,6 +121,36 @@ class Splice:
         return listen
 
 
+def remove_heads(heads: Sequence[int]) -> Callable[..., Tensor]:
+    """Return a hook that zeroes attention heads at ``hook_q``, ``hook_k``, ``hook_v`` or ``hook_z``.
+
+    Examples
+    --------
+    ``hooked.run_with_hooks(**inputs, fwd_hooks=[("blocks.0.attn.hook_z", remove_heads([1]))])``
+
+    Raises
+    ------
+    NeuroLensError
+        When called, at a point without heads or for a head that it has not.
+    """
+    removed = list(heads)
+
+    def remove(x: Tensor, hook: Any) -> Tensor:
+        if x.ndim != 4 or hook.name.endswith(("scores", "pattern")):
+            raise NeuroLensError(
+                f"{hook.name!r} is not (window, position, head, d_head); remove heads at hook_z, "
+                "hook_q, hook_k or hook_v"
+            )
+        wrong = [h for h in removed if not 0 <= h < x.shape[2]]
+        if wrong:
+            raise NeuroLensError(f"{hook.name!r} has heads 0 to {x.shape[2] - 1}, not {wrong[0]}")
+        gone = torch.zeros(x.shape[2], 1, dtype=torch.bool, device=x.device)
+        gone[removed] = True
+        return x.masked_fill(gone, 0)
+
+    return remove
+
+
 def zero(codes: Tensor, run: Run, site: Site) -> Tensor:
     """Return zeros."""
     return torch.zeros_like(codes)

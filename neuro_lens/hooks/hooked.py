@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from .eager import eager
 from .plan import Plan
 from .points import Point
 from .registry import FromInputs
-from .run import LIVE_CALL, Run, current
+from .run import Run, current
 from .splicing import SaeVerbs
 from .taps import Site
 
@@ -62,7 +62,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         self.batch: Batch | None = None
         self._live: dict[str, Point] = {}
         self._splices: dict[str, Any] = {}
-        self._plans: dict[frozenset[str], Plan] = {}
+        self._plans: dict[Collection[str], Plan] = {}
         self._busy = threading.Lock()
         self._remake: tuple[Any, ...] = (type(self), (decoder, sites, tasks, masks, timestamps))
         self.setup()
@@ -121,8 +121,8 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             not fire, and a kept value that the decoder changed afterwards.
         """
         names = self._names(names_filter)
-        once = names if isinstance(names_filter, str | list | tuple) else ()
-        run = {"cached": names, "clone": clone, "device": device, "once": once}
+        named = not (names_filter is None or callable(names_filter))
+        run = {"cached": names, "named": named, "clone": clone, "device": device}
         if incl_bwd:
             output, cache = self._with_gradients(
                 names, model_args, model_kwargs, run, clear_contexts
@@ -248,8 +248,8 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         self,
         args: tuple,
         kwargs: dict[str, Any],
-        cached: Sequence[str] = (),
-        once: Sequence[str] = (),
+        cached: tuple[str, ...] = (),
+        named: bool = False,
         clone: bool = False,
         device: Any = None,
     ) -> Any:
@@ -261,30 +261,35 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
                 "the same decoder for a second HookedDecoder"
             )
         try:
-            live = {*self._live, *cached, *self._splices}
-            plan = self._plan(frozenset(live))
+            live: Collection[str] = cached
+            if self._live or self._splices:
+                live = frozenset((*cached, *self._live, *self._splices))
+            plan = self._plan(live)
             run = Run(
                 plan=plan,
                 points=self._live,
                 splices=self._splices,
                 inputs=lambda: self.named_inputs(args, kwargs),
                 batch=self.batch,
-                cached=cached,
+                cached=cached if len(cached) < 8 else frozenset(cached),
+                once=named,
                 clone=clone,
                 device=device,
             )
-            run.once = once
             output = self._run(plan, run, args, kwargs)
-            named = {*once, *self._splices, *(n for n, p in self._live.items() if p.named)}
-            run.check(self.sites, live, named)
+            run.check(self.sites, live, self._must_fire(cached if named else ()))
         finally:
             self._busy.release()
         return (output, run.cache) if cached else output
 
+    def _must_fire(self, cached: Sequence[str]) -> set[str]:
+        """Return the points that were asked for by name."""
+        return {*cached, *self._splices, *(n for n, p in self._live.items() if p.named)}
+
     def _run(self, plan: Plan, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         outer = current.run
-        plan.install()
         try:
+            plan.install()
             current.run = run
             with eager:
                 return self.decoder(*args, **kwargs)
@@ -292,7 +297,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             current.run = outer
             plan.remove(run)
 
-    def _plan(self, live: frozenset[str]) -> Plan:
+    def _plan(self, live: Collection[str]) -> Plan:
         plan = self._plans.get(live)
         if plan is None:
             inner = getattr(self.decoder, "_orig_mod", self.decoder)
@@ -336,6 +341,3 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         finally:
             self.reset_hooks(clear, level=self.context_level)
             self.context_level -= 1
-
-
-assert HookedDecoder._live_call.__name__ == LIVE_CALL

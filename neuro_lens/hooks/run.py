@@ -39,7 +39,7 @@ class Run:
     inputs : callable
         Gives the decoder's inputs of this call by name.
     clone, device, once
-        How values are kept: copied, on which device, and which names may fire only once.
+        How values are kept: copied, on which device, and only of points that fire once.
     """
 
     plan: Any
@@ -50,7 +50,7 @@ class Run:
     cached: Any = ()
     clone: bool = False
     device: Any = None
-    once: Any = ()
+    once: bool = False
     cache: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
@@ -96,7 +96,7 @@ class Run:
         return value
 
     def _keep(self, name: str, value: Tensor) -> None:
-        if name in self.once and name in self.cache:
+        if self.once and name in self.cache:
             raise NeuroLensError(
                 f"{name!r} fired more than once in one call, and a cache holds one value; "
                 "use run_with_hooks to see each"
@@ -119,8 +119,8 @@ class Run:
         for name, (kept, version) in self.versions.items():
             if kept._version != version:
                 raise NeuroLensError(
-                    f"the decoder changed {name!r} in place after it was cached; "
-                    "cache with clone=True to keep what the hook saw"
+                    f"{name!r} was changed in place after it was cached, by the decoder or by a "
+                    "hook further on; cache with clone=True to keep what its hooks saw"
                 )
 
 
@@ -137,5 +137,5 @@ def _refuse_checkpoint(name: str) -> None:
         frame = frame.f_back  # type: ignore[assignment]
 
 
-LIVE_CALL = "_live_call"
+LIVE_CALL = "_live_call"  # HookedDecoder's; a checkpoint around a whole call repeats its hooks
 _CHECKPOINT = "/".join(("torch", "utils", "checkpoint.py"))

@@ -16,7 +16,7 @@ from sae_lens import (
 
 from neuro_lens import Batch, NeuroLensError
 from neuro_lens.base import hash_module
-from neuro_lens.hooks import hook_model
+from neuro_lens.hooks import hook_model, remove_heads
 
 POST = "blocks.1.hook_resid_post"
 
@@ -417,9 +417,28 @@ def test_ablation_under_vmap_of_an_upstream_edit(case):
         torch.testing.assert_close(torch.vmap(one)(scales), torch.stack([one(s) for s in scales]))
 
 
-def test_two_threads_may_share_an_sae_in_turn(case):
+def test_two_hooked_decoders_may_share_an_sae(case):
     other = hook_model(case.decoder)
     sae = make_sae()
     case.hooked.add_sae(sae)
     other.add_sae(sae)
     assert case.same(case.hooked(**case.inputs), other(**case.inputs))
+
+
+def test_removing_heads(case):
+    z = "blocks.0.attn.hook_z"
+
+    def by_hand(x):
+        x = x.clone()
+        x[:, :, 1] = 0
+        return x
+
+    truth = case.truth(lambda n, x: by_hand(x) if n == z else x)
+    assert case.same(case.run(fwd_hooks=[(z, remove_heads([1]))]), truth)
+    for name, said in (
+        ("blocks.0.hook_resid_mid", "remove heads at hook_z"),
+        ("blocks.0.attn.hook_pattern", "remove heads at hook_z"),
+        (z, "has heads 0 to 1, not 2"),
+    ):
+        with pytest.raises(NeuroLensError, match=said):
+            case.run(fwd_hooks=[(name, remove_heads([2]))])

@@ -181,7 +181,7 @@ def test_a_cached_value_changed_in_place_later_raises():
     hooked = hook_model(decoder, taps)
     mid = x + decoder.f(x)
     with torch.no_grad():
-        with pytest.raises(NeuroLensError, match=r"changed 'mid' in place .*clone=True"):
+        with pytest.raises(NeuroLensError, match=r"'mid' was changed in place .*clone=True"):
             hooked.run_with_cache(x, names_filter="mid")
         _, cache = hooked.run_with_cache(x, clone=True)
         assert torch.equal(cache["mid"], mid)
@@ -218,6 +218,23 @@ def test_a_changed_value_in_a_checkpointed_block_raises(reentrant):
     with torch.no_grad():
         edited = hooked.run_with_hooks(x, fwd_hooks=[("post", lambda v, hook: v * 2)])
         assert torch.equal(edited, decoder.g((x + decoder.f(x).tanh()) * 2))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_a_whole_call_repeats_its_hooks(poyo, reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    def call(scale):
+        return poyo.hooked.run_with_hooks(
+            **poyo.inputs, fwd_hooks=[("blocks.0.hook_resid_mid", lambda x, hook: x * scale)]
+        ).square()
+
+    gradients = []
+    for run in (call, lambda s: checkpoint(call, s, use_reentrant=reentrant)):
+        scale = torch.tensor(1.5, requires_grad=True)
+        run(scale).sum().backward()
+        gradients.append(scale.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_point_that_fires_twice_cannot_be_cached_by_name():
