@@ -122,7 +122,7 @@ class Splice:
 
 
 def remove_heads(heads: Sequence[int]) -> Callable[..., Tensor]:
-    """Return a hook that zeroes attention heads at ``hook_q``, ``hook_k``, ``hook_v`` or ``hook_z``.
+    """Return a hook that zeroes attention heads at ``hook_z``, ``hook_q``, ``_k`` or ``_v``.
 
     Examples
     --------

@@ -236,7 +236,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
 
     def _sliced(self, name: str, value: Tensor, piece: Slice) -> Tensor:
         """Return a slice of the positions; of the queries, for scores and pattern."""
-        site = self._site(name)
+        site = self._site(name.removesuffix("_grad"))
         if site.select is not None:
             raise NeuroLensError(f"{name!r} is flat, without a position axis that pos_slice= cuts")
         if site.axis == "window":

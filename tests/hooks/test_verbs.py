@@ -193,6 +193,8 @@ def test_incl_bwd_keeps_gradients_of_a_decoder_that_gives_a_loss(poyo):
     torch.testing.assert_close(cache["g_grad"], 2 * cache["g"])
     torch.testing.assert_close(cache["post_grad"], 2 * cache["g"] @ decoder.g.weight)
     assert not hooked._live
+    _, cut = hooked.run_with_cache(x, incl_bwd=True, pos_slice=(0, 2), names_filter="post")
+    assert torch.equal(cut["post_grad"], cache["post_grad"][:, :2])
     with pytest.raises(NeuroLensError, match="whose output is one number"):
         poyo.cache(MID, incl_bwd=True)
     assert not poyo.hooked._live
