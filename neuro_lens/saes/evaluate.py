@@ -74,7 +74,8 @@ def evaluate_sae(
           chance
         - ``loss_*`` (nats, or squared error) and ``accuracy_*`` of the bare decoder, with the
           ``sae``, and with the whole hook point set to ``zero`` and to its ``mean``
-        - ``recovered``: (loss_mean - loss_sae) / (loss_mean - loss_bare)
+        - ``recovered``: (loss_mean - loss_sae) / (loss_mean - loss_bare), NaN where the bare
+          decoder does no better than with the mean
         - ``agreement``: share of windows answered as the bare decoder does; ``kl``: the mean
           divergence of its probabilities from the bare decoder's, in nats
         - ``explained_variance`` of the recording's activations around their own mean, and
@@ -203,7 +204,7 @@ def _per_recording(rows: pd.DataFrame) -> pd.DataFrame:
         for a, n, c in zip(table["accuracy_bare"], table["n_windows"], table["chance"], strict=True)
     ]
     lost = table["loss_mean"] - table["loss_bare"]
-    recovered = (table["loss_mean"] - table["loss_sae"]) / lost.where(lost != 0)
+    recovered = (table["loss_mean"] - table["loss_sae"]) / lost.where(lost > 0)
     return table.assign(recovered=recovered)
 
 

@@ -14,6 +14,7 @@ from neuro_lens.base import NeuroLensError, progress
 FIRST_COEFFICIENT = {"l1": 1.0, "l0": 0.1}
 STEERING = 0.02
 WARM_UP, DECAY = 0.05, 0.3
+MIXED_SHARE, MIXED_MOST = 0.5, 0.5
 REVIVALS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -76,7 +77,7 @@ def fit(sae: TrainingSAE, acts: Tensor, k: float, schedule: Schedule) -> None:
     idle = torch.zeros(sae.cfg.d_sae, dtype=torch.long)
     with progress("training the SAE", schedule.steps) as advance:
         for step in range(schedule.steps):
-            batch = acts[torch.randint(len(acts), (schedule.batch_size,))]
+            batch = _draw(acts, schedule.batch_size)
             dead = idle > schedule.dead_after
             if schedule.revives_at(step) and dead.any():
                 _revive(sae, optimiser, acts, dead)
@@ -98,6 +99,17 @@ def fit(sae: TrainingSAE, acts: Tensor, k: float, schedule: Schedule) -> None:
             steering.update(fired)
             idle = torch.where(fired.any(0), 0, idle + 1)
             advance(1, note=_note(result) if step % 50 == 0 else None)
+
+
+def _draw(acts: Tensor, n: int) -> Tensor:
+    """Return ``n`` random vectors, a share of them moved towards another (mixup).
+
+    A recording gives a few thousand vectors, which a dictionary fits better than new ones;
+    vectors in between close that gap (Zhang et al. 2018).
+    """
+    first, second = acts[torch.randint(len(acts), (2, n))]
+    amount = MIXED_MOST * torch.rand(n, 1) * (torch.rand(n, 1) < MIXED_SHARE)
+    return torch.lerp(first, second, amount)
 
 
 class _Steering:
@@ -140,24 +152,24 @@ def _revive(sae: TrainingSAE, optimiser: torch.optim.Adam, acts: Tensor, dead: T
     error = residual.square().sum(-1)
     picked = torch.multinomial(error + 1e-12, int(dead.sum()), replacement=True)
     direction = _unit(residual[picked])
-    living = ~dead
-    norm = sae.W_enc[:, living].norm(dim=0).mean() if living.any() else sae.W_enc.new_tensor(1.0)
-    W_dec_norm = sae.W_dec[living].norm(dim=1).mean() if living.any() else norm
-    sae.W_dec[dead] = direction * W_dec_norm
-    sae.W_enc[:, dead] = (direction * norm).T
-    biases = {n: p for n, p in sae.named_parameters() if p.shape == dead.shape}
-    for name, bias in biases.items():
-        bias[dead] = bias[living].median() if name == "threshold" and living.any() else 0.0
+    living = ~dead if (~dead).any() else dead
+    sae.W_enc[:, dead] = (direction * sae.W_enc[:, living].norm(dim=0).mean()).T
+    sae.W_dec[dead] = direction * sae.W_dec[living].norm(dim=1).mean()
     for name, parameter in sae.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state = optimiser.state.get(parameter, {}).get(moment)
-            if state is None or name == "b_dec":
-                continue
-            (state[:, dead] if name == "W_enc" else state[dead]).zero_()
-            if name == "W_enc":
-                state[:, dead] = 0.0
-            else:
-                state[dead] = 0.0
+        if parameter.shape == dead.shape:
+            parameter[dead] = parameter[living].median() if name == "threshold" else 0.0
+        if name != "b_dec":
+            _forget(optimiser, parameter, dead, columns=name == "W_enc")
+
+
+def _forget(
+    optimiser: torch.optim.Adam, parameter: nn.Parameter, dead: Tensor, columns: bool
+) -> None:
+    """Set Adam's moments of the dead features to zero."""
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = optimiser.state.get(parameter, {}).get(name)
+        if moment is not None:
+            (moment.T if columns else moment)[dead] = 0.0
 
 
 def _note(result: TrainStepOutput) -> str:

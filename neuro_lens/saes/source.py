@@ -77,7 +77,7 @@ def _from_store(store: ActivationStore) -> Source:
     split = store.index["split"]
     acts, window = store.acts, store.index["window"].to_numpy()
     if split.notna().any():
-        fit = (split == "fit").to_numpy(dtype=bool)
+        fit = (split == "fit").to_numpy(dtype=bool, copy=True)
         if not fit.any():
             raise NeuroLensError(
                 f"the store holds only {', '.join(sorted(split.dropna().unique()))} windows, and "

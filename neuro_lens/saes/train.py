@@ -92,7 +92,9 @@ def train_sae(
         "architecture": architecture,
         "k": k,
         "neuro_lens_version": neuro_lens.__version__,
-        "schedule": {"steps": steps, "batch_size": batch_size, "lr": lr},
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
     }
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)

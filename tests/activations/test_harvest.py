@@ -39,7 +39,7 @@ def test_labels_follow_their_windows(hooked, batches):
 
 
 def test_a_point_without_positions_gives_a_vector_a_window(hooked, batches):
-    clean = [b for b in batches]
+    clean = list(batches)
     for batch in clean:
         batch.inputs["x"] = batch.inputs["x"].nan_to_num()
     store = harvest(hooked, clean, "hook_answer")
