@@ -8,6 +8,7 @@ from .decoding import (
     decoding_table,
     linear_table,
     merge_opposite,
+    task_of_variable,
     trial_means,
     variable_of_task,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "load_decoder",
     "merge_opposite",
     "save_decoder",
+    "task_of_variable",
     "train_decoder",
     "trial_means",
     "variable_of_task",

@@ -236,7 +236,7 @@ class CalciumPOYOPlus(nn.Module):
             ``model_inputs`` (padding marked for ``torch_brain.batching.collate``) and
             ``target_values``, an array a task.
         """
-        from torch_brain.batching import chain, pad8, track_mask8
+        from torch_brain.batching import chain, pad, pad8, track_mask8
 
         values_tu, times_t = _pooled(data.calcium_traces, self.pool)
         unit_index = np.asarray(
@@ -256,9 +256,9 @@ class CalciumPOYOPlus(nn.Module):
                 "input_mask": track_mask8(tokens),
                 "latent_index": np.tile(latents, len(grid)),
                 "latent_timestamps": np.repeat(grid, len(latents)).astype(np.float32),
-                "output_session_index": pad8(np.full(len(times), session)),
-                "output_timestamps": pad8(times.astype(np.float32)),
-                "output_decoder_index": pad8(tasks),
+                "output_session_index": pad(np.full(len(times), session)),
+                "output_timestamps": pad(times.astype(np.float32)),
+                "output_decoder_index": pad(tasks),
             },
             "target_values": chain(targets, allow_missing_keys=True),
         }

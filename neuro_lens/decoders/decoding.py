@@ -40,6 +40,12 @@ def variable_of_task(task: str) -> str:
     return "direction" if task == DIRECTION_TASK else task.removeprefix("drifting_gratings_")
 
 
+def task_of_variable(variable: str, tasks: Iterable[str]) -> str | None:
+    """Return the task that decodes a variable (orientation: through direction), None if none."""
+    wanted = "direction" if variable == "orientation" else variable
+    return next((task for task in tasks if variable_of_task(task) == wanted), None)
+
+
 def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
     """Decode every window and score it.
 

@@ -30,6 +30,7 @@ def ablation(
     ``ablation_confusions`` and ``ablation_groups``.
     """
     from ..ablation import cross_fitted_study
+    from ..decoders import task_of_variable
     from ..hooks import hook_model
     from ..saes import load_sae
 
@@ -59,6 +60,7 @@ def ablation(
         controls=controls,
         seed=seed,
         hook=hook,
+        task=task_of_variable(variable, model.readout_specs),
         fit=part("fit"),
         others=others,
     )

@@ -1,0 +1,107 @@
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from neuro_lens.base import NeuroLensError
+from neuro_lens.studies import plan_cells, run_study
+from neuro_lens.studies.schema import Study
+
+TINY = {
+    "name": "Tiny",
+    "recordings": {
+        "simulate": {"n_animals": 3, "n_units": 12, "n_repeats": 8, "snr": 3.0},
+        "pool": 16,
+    },
+    "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 40, "num_latents_per_step": 2},
+    "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 32, "k": 4, "steps": 60},
+    "tuning": {"permutations": 199, "between": ["cre_line"]},
+    "ablation": {"recordings": ["sim00"], "n_features": 2, "controls": 19, "decision_hook": None},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    run_study(TINY, out)
+    return out
+
+
+def test_a_study_leaves_tables_models_provenance_and_a_report(results):
+    for name in ("decoding", "sae_eval", "tuning", "ablation", "ablation_summary", "between"):
+        assert len(pd.read_parquet(results / f"{name}.parquet")), name
+        assert (results / f"{name}.csv").exists()
+    decoding = pd.read_parquet(results / "decoding.parquet")
+    assert set(decoding["variable"]) == {"direction", "orientation", "temporal_frequency"}
+    assert set(decoding["window"]) == {"stimulus", "pre-stimulus"}
+    assert (results / "decoders/seed0/decoder.safetensors").exists()
+    assert (results / "saes/seed0/blocks.0.hook_resid_post/sae_weights.safetensors").exists()
+    provenance = json.loads((results / "provenance.json").read_text())
+    assert set(provenance["trials"]) == {"fit", "select", "report"}
+    parts = [set(t) for t in provenance["trials"].values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 3 * 64
+    assert "sim00" in (results / "report.html").read_text()
+
+
+def test_features_are_tested_and_removed_on_held_out_trials_alone(results):
+    assert set(pd.read_parquet(results / "tuning.parquet")["split"]) == {"report+select"}
+    assert not pd.read_parquet(results / "ablation.parquet")["split"].str.contains("fit").any()
+
+
+def test_a_second_run_runs_nothing_again(results):
+    before = {p: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
+    run_study(TINY, results)
+    assert {p: p.stat().st_mtime_ns for p in (results / "cells").iterdir()} == before
+
+
+def test_what_is_missing_alone_is_run_again_and_comes_out_the_same(results, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    for cell in (copy / "cells").glob("tuning-*"):
+        shutil.rmtree(cell)
+    kept = {p.name: p.stat().st_mtime_ns for p in (copy / "cells").iterdir()}
+    run_study(TINY, copy)
+    now = {p.name: p.stat().st_mtime_ns for p in (copy / "cells").iterdir()}
+    assert {name: now[name] for name in kept} == kept
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(copy / "tuning.parquet"), pd.read_parquet(results / "tuning.parquet")
+    )
+
+
+def test_a_folder_with_another_study_is_refused_and_left_alone(results):
+    files = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
+    other = {**TINY, "sae": {**TINY["sae"], "k": 5}}
+    with pytest.raises(NeuroLensError, match=r"another study \(it differs in sae\.k\)"):
+        run_study(other, results)
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == files
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(NeuroLensError, match="is not empty and holds no study"):
+        run_study(TINY, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_missing_folder_of_recordings_leaves_nothing(tmp_path):
+    study = {"name": "x", "recordings": {"source": str(tmp_path / "nowhere")}}
+    with pytest.raises(NeuroLensError, match="neither a folder nor one of"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_change_with_what_determines_them_and_with_nothing_else():
+    def names(**changes):
+        plan = plan_cells(Study.model_validate({"name": "a", **changes}))
+        return {(stage, cell.params.get("hook")): cell.name for stage, cell in plan}
+
+    base, sae = names(), names(sae={"k": 9})
+    assert base["decoder", None] == sae["decoder", None]
+    assert all(
+        base[key] != sae[key] for key in base if key[0] in ("dictionary", "tuning", "ablation")
+    )
+    assert names(decoder={"steps": 7})["recordings", None] == base["recordings", None]
+    assert set(names(decoder={"steps": 7}).values()) & set(base.values()) == {
+        base["recordings", None]
+    }
