@@ -66,6 +66,7 @@ def test_an_adapter_that_cannot_be_loaded_is_left_out_with_a_warning(monkeypatch
 
     broken = EntryPoint("broken", "no_such_package.adapter", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(registry, "_loaded", set())
     with pytest.warns(UserWarning, match="adapter 'broken' .* cannot be loaded"):
         assert "layers.0.hook_in" in hook_model(Mine()).hook_dict
     hook_model(Mine())

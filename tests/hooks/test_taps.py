@@ -211,3 +211,40 @@ class _Calls(nn.Module):
 
     def forward(self, x):
         return self.a(x, x, x)[0]
+
+
+class _Reuses(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+        self.in_place = in_place
+
+    def forward(self, x):
+        if self.in_place:
+            x = x.clone()
+            alias = x
+            x += self.f(x)
+            return alias * 2
+        f = self.f(x)
+        x = x + f
+        return x + f
+
+
+def test_a_branch_used_again_is_no_second_sum():
+    decoder, x, seen = _Reuses(False), torch.randn(2, 3, 4), []
+    hooked = hook_model(decoder, [Residual("out", "post", "f", axis="time")])
+
+    def triple(value, hook):
+        seen.append(value)
+        return value * 3
+
+    output = hooked.run_with_hooks(x, fwd_hooks=[("post", triple)])
+    assert len(seen) == 1
+    assert torch.equal(output, (x + decoder.f(x)) * 3 + decoder.f(x))
+
+
+def test_an_edited_sum_in_place_shows_in_every_name_of_the_stream():
+    decoder, x = _Reuses(True), torch.randn(2, 3, 4)
+    hooked = hook_model(decoder, [Residual("out", "post", "f", axis="time")])
+    output = hooked.run_with_hooks(x, fwd_hooks=[("post", lambda v, hook: v * 3)])
+    assert torch.equal(output, (x + decoder.f(x)) * 3 * 2)
