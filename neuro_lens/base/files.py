@@ -133,8 +133,17 @@ def hash_module(module: torch.nn.Module) -> str:
 
 def provenance(**extra: Any) -> dict[str, Any]:
     """Return versions, command line and time of this run, with ``extra`` beside them."""
-    names = ("neuro-lens", "torch", "numpy", "scipy", "pandas", "scikit-learn", "transformer-lens")
-    names += ("sae-lens", "torch_brain")
+    names = (
+        "neuro-lens",
+        "torch",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "transformer-lens",
+        "sae-lens",
+        "torch_brain",
+    )
     return {
         "versions": {"python": sys.version.split()[0], **{n: _version(n) for n in names}},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -37,7 +37,9 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
         task = bar.add_task(description, total=total, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+            if note is not None:
+                bar.update(task, note=note)
+            bar.advance(task, n)
 
         try:
             yield advance

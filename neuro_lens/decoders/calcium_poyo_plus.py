@@ -46,6 +46,11 @@ class CalciumPOYOPlus(nn.Module):
         Consecutive samples averaged into one token.
     """
 
+    unit_emb: Any
+    session_emb: Any
+    proc_layers: Any
+    readout: MultitaskReadout
+
     def __init__(
         self,
         *,
@@ -72,7 +77,7 @@ class CalciumPOYOPlus(nn.Module):
             for name, spec in readout_specs.items()
         }
         _check(sequence_length=sequence_length, latent_step=latent_step, pool=pool)
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "sequence_length": sequence_length,
             "latent_step": latent_step,
             "num_latents_per_step": num_latents_per_step,

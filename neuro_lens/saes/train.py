@@ -140,16 +140,14 @@ def _scale(acts: Tensor) -> float:
 
 
 def _calibrate(sae: TrainingSAE, held_out: Tensor, k: float) -> None:
-    """Set the threshold so that ``k`` features fire per held-out vector, where there is one."""
-    from .calibrate import threshold_for
+    """Set thresholds or biases so that ``k`` features fire per held-out vector."""
+    from .calibrate import match_l0, threshold_for
 
-    _, pre_acts = sae.encode_with_hidden_pre(held_out)
     if hasattr(sae, "topk_threshold"):
-        threshold = threshold_for(pre_acts, k)
-        sae.topk_threshold = torch.tensor(threshold, dtype=torch.double)
-    elif hasattr(sae, "threshold"):
-        floor = sae.threshold.clamp(min=1e-6)
-        sae.threshold.copy_(floor * threshold_for(pre_acts / floor, k))
+        _, pre_acts = sae.encode_with_hidden_pre(held_out)
+        sae.topk_threshold = torch.tensor(threshold_for(pre_acts, k), dtype=torch.double)
+    else:
+        match_l0(sae, held_out, k)
 
 
 def _check(

@@ -68,7 +68,11 @@ def tuning(
     for name, window in windows.items():
         held_out = make(window=tuple(window), split=["select", "report"])
         codes = trial_codes(hooked, sae, held_out)
-        options = {"by": "recording_id", "alpha": alpha, "n_permutations": permutations}
+        options: dict[str, Any] = {
+            "by": "recording_id",
+            "alpha": alpha,
+            "n_permutations": permutations,
+        }
         tested = tune(codes, variables=list(variables), seed=seed, **options)
         tables.setdefault("tuning", []).append(tested.assign(window=name))
         if name == DURING:

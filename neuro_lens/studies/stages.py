@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from ..base import NeuroLensError, hash_json, write_json, write_table
 
@@ -66,7 +65,9 @@ def decoder(
         **shape,
     )
     model.init_vocabs(dataset)
-    fit = batches(dataset, model.tokenize, split="fit", window=tuple(window), trials=TRIALS)
+    fit = batches(
+        dataset, model.tokenize, split="fit", window=(window[0], window[1]), trials=TRIALS
+    )
     unfinished = folder.parent / f"unfinished-{hash_json([recordings, shape, training, seed])}"
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
     save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
@@ -92,15 +93,13 @@ def trial_readouts(dataset: Any) -> dict[str, Any]:
     return found
 
 
-def open_decoder(
-    folder: Path, recordings: str, decoder: str
-) -> tuple[nn.Module, Callable[..., Any]]:
+def open_decoder(folder: Path, recordings: str, decoder: str) -> tuple[Any, Callable[..., Any]]:
     """Return a decoder and ``windows(...)``, which makes Batches of its recordings."""
     from ..decoders import load_decoder
     from ..recordings import batches, load_recordings
 
     dataset = load_recordings(folder.parent / recordings)
-    model = load_decoder(folder.parent / decoder / "decoder")
+    model: Any = load_decoder(folder.parent / decoder / "decoder")
 
     def windows(**options: Any) -> Any:
         return batches(dataset, model.tokenize, trials=TRIALS, **options)
@@ -121,7 +120,7 @@ def decoding(
     model, make = open_decoder(folder, recordings, decoder)
     tables = []
     for name, window in windows.items():
-        every = make(window=tuple(window))
+        every = make(window=(window[0], window[1]))
         held_out = every.where(lambda labels: labels["split"] != "fit")
         columns = {"seed": seed, "window": name, "split": "select and report"}
         trials = decode_trials(model, held_out)

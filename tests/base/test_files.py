@@ -84,7 +84,5 @@ def test_hashes_see_every_difference():
 
 def test_provenance_is_json_and_names_versions():
     written = json.loads(json.dumps(provenance(seeds=[0])))
-    assert (
-        written["versions"]["torch"] == torch.__version__
-    )
+    assert written["versions"]["torch"] == torch.__version__
     assert written["seeds"] == [0]
