@@ -26,6 +26,14 @@ from torch import Tensor, nn
 
 from .calibrate import kth_largest
 
+# Wide enough for gradients to reach a threshold within a few hundred steps: pre-activations are
+# of order 1 here, and with sae-lens's bandwidth of .05 few of them lie near it.
+JUMPRELU: dict[str, Any] = {
+    "jumprelu_bandwidth": 0.5,
+    "jumprelu_init_threshold": 0.5,
+    "jumprelu_ste_to_input": True,
+}
+
 
 class BatchTopK(nn.Module):
     """Keep the ``k`` largest positive values per row, on average over the batch.
@@ -66,7 +74,7 @@ class QuickMatryoshka(_Quick, MatryoshkaBatchTopKTrainingSAE):
 def build(
     architecture: str, d_in: int, d_sae: int, k: float, metadata: Mapping[str, Any]
 ) -> TrainingSAE:
-    """Return an untrained sae-lens SAE of one of ``ARCHITECTURES``."""
+    """Return an untrained sae-lens SAE of one of the architectures that `train_sae` names."""
     common: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": d_sae,
@@ -86,4 +94,4 @@ def build(
         return StandardTrainingSAE(StandardTrainingSAEConfig(**common))
     if architecture == "gated":
         return GatedTrainingSAE(GatedTrainingSAEConfig(**common))
-    return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**common))
+    return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**JUMPRELU, **common))
