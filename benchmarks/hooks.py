@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from random import Random
 from statistics import quantiles
 from time import perf_counter
 
@@ -112,15 +113,18 @@ def _nnsight(decoder: torch.nn.Module, inputs: dict) -> Callable[[], object]:
 def _interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Return for each way of calling the time (s) that a tenth of its calls stay below.
 
-    The calls go in turn, so that whatever else the machine does falls on all of them, and what
-    it adds is kept out by looking at the quick ones.
+    The calls go in turn, in another order each round (what ran before leaves caches warm or
+    cold), so that whatever else the machine does falls on all of them; what it adds is kept out
+    by looking at the quick ones.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(3):
             call()
+    order, rng = list(calls.items()), Random(0)
     for _ in range(rounds):
-        for name, call in calls.items():
+        rng.shuffle(order)
+        for name, call in order:
             times[name].append(_time(call))
     return {name: quantiles(taken, n=10)[0] for name, taken in times.items()}
 
