@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..base import Batch, NeuroLensError, atomic_folder, log_loss, progress, read_json, write_json
+from ..base import (
+    Batch,
+    NeuroLensError,
+    atomic_folder,
+    progress,
+    read_json,
+    refuse_foreign,
+    write_json,
+)
+from .augmenting import Mixture, drop_and_disturb, row_losses
+from .augmenting import Mixture, drop_and_disturb, row_losses
+
+STATE = "state.json"
 
 
 def train_decoder(
@@ -26,6 +37,7 @@ def train_decoder(
     weight_decay: float = 0.1,
     unit_dropout: float = 0.7,
     noise: float = 0.3,
+    mixup: float = 1.0,
     validation: Any = None,
     patience: int | None = None,
     check_every: int = 100,
@@ -48,6 +60,9 @@ def train_decoder(
         Each window loses a random share of its units, uniform from 0 to this.
     noise : float
         Standard deviation of Gaussian noise on input values (which are z-scored).
+    mixup : float
+        Windows are mixed with others of their recording by shares from ``Beta(mixup, mixup)``,
+        which keeps the decoder from being sure of what it only remembers; 0 mixes nothing.
     validation : Batches, optional
         A slice of fit that is not trained on; its loss is looked at every ``check_every`` steps
         and the best weights are kept at the end.
@@ -68,21 +83,27 @@ def train_decoder(
     Raises
     ------
     NeuroLensError
-        When windows outside fit are given, ``patience`` lacks ``validation``, the checkpoint is
-        of other settings, or the loss is not finite.
+        When windows outside fit are given, a number is out of range, ``patience`` lacks
+        ``validation``, the checkpoint is damaged or of another decoder or other settings, or the
+        loss is not finite.
     """
+    _check_numbers(steps=steps, batch_size=batch_size, check_every=check_every)
+    if not 0 <= unit_dropout < 1:
+        raise NeuroLensError(f"unit_dropout is {unit_dropout}; it must be from 0 to below 1")
     if patience is not None and validation is None:
         raise NeuroLensError("patience needs validation windows; give validation= or drop patience")
     for name, given in (("fit", fit), ("validation", validation)):
         _only_fit(name, given)
     settings = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "unit_dropout": unit_dropout, "noise": noise, "check_every": check_every,
+        "unit_dropout": unit_dropout, "noise": noise, "mixup": mixup, "check_every": check_every,
         "patience": patience, "seed": seed, "n_windows": len(fit.windows),
     }  # fmt: skip
     state = _State(decoder, lr, weight_decay)
-    if checkpoint is not None and Path(checkpoint).exists():
-        state.load(Path(checkpoint), settings)
+    if checkpoint is not None:
+        refuse_foreign(checkpoint, STATE, "training checkpoint")
+        if (Path(checkpoint) / STATE).exists():
+            state.load(Path(checkpoint), settings)
     was_training = decoder.training
     with torch.random.fork_rng(devices=[]), progress("train decoder", steps) as advance:
         advance(state.step)
@@ -103,30 +124,10 @@ def train_decoder(
 def task_losses(decoder: Any, batch: Batch) -> dict[str, Tensor]:
     """Return the mean loss of each task that ``batch`` has targets for."""
     outputs = decoder(**batch.inputs)
-    losses = {}
-    for name, target in batch.targets.items():
-        if decoder.readout_specs[name].kind == "classification":
-            losses[name] = log_loss(outputs[name], target).mean()
-        else:
-            losses[name] = (outputs[name] - target.reshape(outputs[name].shape)).square().mean()
-    return losses
-
-
-def augment(inputs: Mapping[str, Tensor], unit_dropout: float, noise: float) -> dict[str, Tensor]:
-    """Return inputs with units dropped, a random share a window, and noise on the values."""
-    unit = inputs["input_unit_index"]
-    out = dict(inputs)
-    if unit_dropout > 0:
-        keep_share = 1 - unit_dropout * torch.rand(len(unit), 1)
-        keep = torch.rand(len(unit), int(unit.max()) + 1) < keep_share
-        mask = inputs["input_mask"] & keep.gather(1, unit)
-        emptied = ~mask.any(1, keepdim=True)
-        out["input_mask"] = torch.where(emptied, inputs["input_mask"], mask)
-    if noise > 0:
-        out["input_values"] = inputs["input_values"] + noise * torch.randn_like(
-            inputs["input_values"]
-        )
-    return out
+    return {
+        name: row_losses(decoder.readout_specs[name].kind, outputs[name], target).mean()
+        for name, target in batch.targets.items()
+    }
 
 
 def _train_step(decoder: Any, state: _State, fit: Any, settings: dict[str, Any]) -> float:
@@ -136,11 +137,12 @@ def _train_step(decoder: Any, state: _State, fit: Any, settings: dict[str, Any])
     per_epoch = max(n // size, 1)
     order = np.random.default_rng([settings["seed"], step // per_epoch]).permutation(n)
     begin = (step % per_epoch) * size
+    rng = np.random.default_rng([settings["seed"], step, 1])
     torch.manual_seed(settings["seed"] * 1_000_003 + step)
-    batch = fit.windows.batch(order[begin : begin + size])
-    batch.inputs = augment(batch.inputs, settings["unit_dropout"], settings["noise"])
+    mixture = Mixture(fit.windows, order[begin : begin + size], settings["mixup"], rng)
+    inputs = drop_and_disturb(mixture.batch.inputs, settings["unit_dropout"], settings["noise"])
     decoder.train()
-    loss = torch.stack(list(task_losses(decoder, batch).values())).sum()
+    loss = torch.stack(list(mixture.losses(decoder, inputs).values())).sum()
     if not torch.isfinite(loss):
         raise NeuroLensError(
             f"the training loss is {loss.item()} at step {step}; lower lr or check the traces"
@@ -160,6 +162,12 @@ def _schedule(step: int, steps: int, warm_up: float = 0.05) -> float:
     if done < warm_up:
         return done / warm_up
     return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise NeuroLensError(f"{name} is {value}; it must be 1 or more")
 
 
 def _only_fit(name: str, given: Any) -> None:
@@ -226,7 +234,7 @@ class _State:
         with atomic_folder(folder) as part:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part / "state.safetensors")
             write_json(
-                part / "state.json",
+                part / STATE,
                 {
                     "settings": settings,
                     "step": self.step,
@@ -237,19 +245,30 @@ class _State:
             )
 
     def load(self, folder: Path, settings: dict[str, Any]) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        saved = read_json(folder / "state.json")
+        saved = read_json(folder / STATE)
         if saved["settings"] != json.loads(json.dumps(settings)):
             changed = [k for k in settings if saved["settings"].get(k) != settings[k]]
             raise NeuroLensError(
                 f"the checkpoint {folder} was written with another {', '.join(changed)}; "
                 "remove it or train with its settings"
             )
-        tensors = load_file(folder / "state.safetensors")
+        try:
+            tensors = load_file(folder / "state.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise NeuroLensError(
+                f"the checkpoint {folder} is damaged ({error}); remove it to train from the start"
+            ) from None
+        weights: dict[str, Any] = {n: tensors.get(f"weight.{n}") for n in self.named}
+        if any(w is None or w.shape != self.named[n].shape for n, w in weights.items()):
+            raise NeuroLensError(
+                f"the checkpoint {folder} is another decoder's; remove it or give another folder"
+            )
         with torch.no_grad():
             for name, parameter in self.named.items():
-                parameter.copy_(tensors[f"weight.{name}"])
+                parameter.copy_(weights[name])
                 self.optimiser.state[parameter] = {
                     key: tensors[f"adam.{key}.{name}"]
                     for key in ("step", "exp_avg", "exp_avg_sq")

@@ -47,7 +47,7 @@ TABLES = {
     "ablation_confusions": "ablation",
     "ablation_matching": "ablation",
 }
-TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise")
+TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
 
 
 def run_study(study: str | Path | Mapping[str, Any] | Study, out: str | Path | None = None) -> Path:

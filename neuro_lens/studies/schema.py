@@ -77,6 +77,8 @@ class Decoder(_Fields):
     noise : float
         Standard deviation of the noise added to a training window, in standard deviations of
         the unit.
+    mixup : float
+        Windows are mixed with others of their recording, by shares from Beta(mixup, mixup).
     """
 
     dim: Count = 64
@@ -97,6 +99,7 @@ class Decoder(_Fields):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     unit_dropout: Fraction = 0.7
     noise: Annotated[float, Field(ge=0)] = 0.3
+    mixup: Annotated[float, Field(ge=0)] = 1.0
 
 
 class Dictionary(_Fields):

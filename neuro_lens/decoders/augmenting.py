@@ -1,0 +1,109 @@
+"""What is done to training windows so that a decoder does not learn them by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base import Batch, log_loss
+
+
+def drop_and_disturb(
+    inputs: Mapping[str, Tensor], unit_dropout: float, noise: float
+) -> dict[str, Tensor]:
+    """Return inputs with units dropped, a random share a window, and noise on the values.
+
+    Parameters
+    ----------
+    inputs : dict of Tensor
+        With ``input_unit_index``, ``input_mask`` and ``input_values``.
+    unit_dropout : float
+        Each window loses a share of its units drawn from 0 to this.
+    noise : float
+        Standard deviation of the Gaussian noise.
+    """
+    unit = inputs["input_unit_index"]
+    out = dict(inputs)
+    if unit_dropout > 0:
+        keep_share = 1 - unit_dropout * torch.rand(len(unit), 1)
+        keep = torch.rand(len(unit), int(unit.max()) + 1) < keep_share
+        mask = inputs["input_mask"] & keep.gather(1, unit)
+        emptied = ~mask.any(1, keepdim=True)
+        out["input_mask"] = torch.where(emptied, inputs["input_mask"], mask)
+    if noise > 0:
+        out["input_values"] = inputs["input_values"] + noise * torch.randn_like(
+            inputs["input_values"]
+        )
+    return out
+
+
+class Mixture:
+    """Windows mixed with others of their recording, and the loss of both answers (mixup).
+
+    Values are ``share * own + (1 - share) * partner's`` with shares from ``Beta(alpha, alpha)``
+    folded to at least one half; the loss is mixed alike (Zhang et al. 2018, arXiv 1710.09412).
+    Batches whose windows do not match their partners' token for token stay unmixed.
+
+    Parameters
+    ----------
+    windows : Windows
+        The fit windows.
+    rows : array of int
+        The windows of this step.
+    alpha : float
+        0 mixes nothing.
+    rng : Generator
+        Draws partners and shares.
+    """
+
+    def __init__(self, windows: Any, rows: np.ndarray, alpha: float, rng: np.random.Generator):
+        self.batch: Batch = windows.batch(rows)
+        self.share = torch.ones(len(rows))
+        self.targets: dict[str, Tensor] = self.batch.targets
+        if alpha <= 0:
+            return
+        partners = windows.batch(_partners(windows.table["recording_id"].to_numpy(), rows, rng))
+        if not _same_tokens(self.batch.inputs, partners.inputs):
+            return
+        share = rng.beta(alpha, alpha, len(rows))
+        self.share = torch.as_tensor(np.maximum(share, 1 - share), dtype=torch.float32)
+        own = self.share[:, None, None]
+        values = own * self.batch.inputs["input_values"]
+        values = values + (1 - own) * partners.inputs["input_values"]
+        self.batch.inputs = {**self.batch.inputs, "input_values": values}
+        self.targets = partners.targets
+
+    def losses(self, decoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mean loss of each task, both windows' answers weighed by their shares."""
+        outputs = decoder(**inputs)
+        found = {}
+        for name, target in self.batch.targets.items():
+            spec = decoder.readout_specs[name]
+            window = torch.nonzero(inputs["output_decoder_index"] == spec.id)[:, 0]
+            share = self.share[window]
+            own = row_losses(spec.kind, outputs[name], target)
+            partner = row_losses(spec.kind, outputs[name], self.targets[name])
+            found[name] = (share * own + (1 - share) * partner).mean()
+        return found
+
+
+def row_losses(kind: str, prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each row: nats (classification) or squared error."""
+    if kind == "classification":
+        return log_loss(prediction, target)
+    return (prediction - target.reshape(prediction.shape)).square().mean(-1)
+
+
+def _partners(recording: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw for each row a window of the same recording."""
+    by_recording = {rid: np.flatnonzero(recording == rid) for rid in np.unique(recording[rows])}
+    return np.array([rng.choice(by_recording[recording[row]]) for row in rows])
+
+
+def _same_tokens(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    keys = ("input_unit_index", "input_mask", "output_decoder_index")
+    return all(torch.equal(inputs[key], others[key]) for key in keys)
