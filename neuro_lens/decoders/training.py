@@ -22,7 +22,6 @@ from ..base import (
     write_json,
 )
 from .augmenting import Mixture, drop_and_disturb, row_losses
-from .augmenting import Mixture, drop_and_disturb, row_losses
 
 STATE = "state.json"
 
