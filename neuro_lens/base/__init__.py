@@ -12,6 +12,7 @@ from .files import (
     provenance,
     read_json,
     read_table,
+    refuse_foreign,
     write_json,
     write_table,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "provenance",
     "read_json",
     "read_table",
+    "refuse_foreign",
     "run_cell",
     "run_cells",
     "track",

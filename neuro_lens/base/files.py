@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_foreign(folder: str | Path, card: str, what: str) -> None:
+    """Raise unless ``folder`` is free, empty, or holds the file ``card`` and so may be replaced.
+
+    Raises
+    ------
+    NeuroLensError
+        Saying that what is there is no ``what``.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / card).is_file()
+    ):
+        raise NeuroLensError(
+            f"{folder} exists and holds no {what}; give another folder for the {what}, or remove "
+            "that one"
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -120,15 +138,22 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor], extra: Any = None) -> str:
 
 
 def hash_module(module: torch.nn.Module) -> str:
-    """Return a hash of a module's class, weights, buffers and (torch_brain) vocabularies."""
+    """Return a hash of a module's class, weights, buffers and (torch_brain) vocabularies.
+
+    Of a module that keeps the ``arguments`` it was made with (a dict), these count too: two
+    decoders with the same weights may pool or rotate differently.
+    """
     import torch
 
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     state = module.state_dict()
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     rest = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-    return hash_tensors(
-        tensors, [type(module).__name__, {k: dict(v) if v else v for k, v in rest.items()}]
-    )
+    card: list[Any] = [type(module).__name__, rest]
+    arguments = getattr(module, "arguments", None)
+    if isinstance(arguments, dict):
+        card.append(arguments)
+    return hash_tensors(tensors, card)
 
 
 def provenance(**extra: Any) -> dict[str, Any]:
@@ -167,4 +192,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
+    if isinstance(value, date | timedelta):
+        return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..base import as_batch, check_choice
 from . import axes
+from .eager import uncompiled
 from .registry import FromInputs
 from .taps import Axis, Site
 
@@ -70,7 +71,8 @@ class Described:
         """Return a call's inputs by the names that the decoder's forward gives them."""
         if not args:
             return dict(kwargs)
-        bound = inspect.signature(self.decoder.forward).bind_partial(*args, **kwargs).arguments
+        forward = inspect.signature(uncompiled(self.decoder).forward)
+        bound = forward.bind_partial(*args, **kwargs).arguments
         return {**bound, **kwargs}
 
     def _known(self, name: str) -> str:

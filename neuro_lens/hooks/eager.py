@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import torch
+from torch import nn
 
 _lock = threading.Lock()
 _depth = 0
@@ -36,3 +37,8 @@ class Eager:
 
 
 eager = Eager()
+
+
+def uncompiled(decoder: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` wrapped, or ``decoder`` itself."""
+    return getattr(decoder, "_orig_mod", decoder)

@@ -14,7 +14,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities import Slice
 
 from ..base import Batch, NeuroLensError, Task, as_batch
-from .eager import eager
+from .eager import eager, uncompiled
 from .plan import Plan
 from .points import Point
 from .registry import FromInputs
@@ -300,8 +300,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
     def _plan(self, live: Collection[str]) -> Plan:
         plan = self._plans.get(live)
         if plan is None:
-            inner = getattr(self.decoder, "_orig_mod", self.decoder)
-            modules = dict(inner.named_modules(remove_duplicate=False))
+            modules = dict(uncompiled(self.decoder).named_modules(remove_duplicate=False))
             plan = self._plans[live] = Plan(modules, self.sites, live)
             if len(self._plans) > 64:
                 self._plans.pop(next(iter(self._plans)))

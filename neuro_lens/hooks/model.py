@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..base import NeuroLensError, Task
+from .eager import uncompiled
 from .hooked import HookedDecoder
 from .registry import Adapter, FromInputs, find_adapter
 from .taps import Tap, expand, generic_sites
@@ -50,7 +51,7 @@ def hook_model(
         )
     if isinstance(decoder, HookedDecoder):
         raise NeuroLensError("this is a HookedDecoder already; hook its .decoder for a second one")
-    inner = getattr(decoder, "_orig_mod", decoder)
+    inner = uncompiled(decoder)
     _refuse_keywords(inner)
     adapter = find_adapter(inner) if taps is None else None
     sites = _sites(inner, taps, adapter)

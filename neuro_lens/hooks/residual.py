@@ -2,7 +2,9 @@
 
 The stream is a local variable of the decoder's forward. A branch leaves its module as a
 ``Branch``, a tensor subclass that is carried along through dropout and scaling; the first sum with
-a tensor of its own shape fires the hook points and hands back a plain tensor.
+a tensor of its own shape fires the hook points and hands back a plain tensor. Where the stream
+joins it in another way (``addcmul``, ``lerp``, a subtraction), it is a branch no more, and its
+points show as unfired.
 """
 
 from __future__ import annotations
@@ -23,6 +25,19 @@ _SUMS = {
     Tensor.__iadd__,
 }
 _IN_PLACE = {Tensor.add_, Tensor.__iadd__}
+_SCALING = {
+    torch.mul,
+    Tensor.mul,
+    Tensor.mul_,
+    Tensor.__mul__,
+    Tensor.__rmul__,
+    Tensor.__imul__,
+    torch.div,
+    Tensor.div,
+    Tensor.div_,
+    Tensor.__truediv__,
+    Tensor.__itruediv__,
+}
 
 
 class Ticket:
@@ -60,9 +75,8 @@ class Branch(Tensor):
         result = func(*plain_args, **plain_kwargs)
         if result is branch.plain:
             return branch
-        if _carries(result, branch.plain):
-            return tag(result, ticket)
-        return result
+        alone = func in _SCALING or not _joined(branch.plain, plain_args, plain_kwargs)
+        return tag(result, ticket) if alone and _carries(result, branch.plain) else result
 
 
 def tag(x: Tensor, ticket: Ticket) -> Branch:
@@ -109,6 +123,17 @@ def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
     if func in _IN_PLACE and edited is not total:
         return total.copy_(edited)
     return edited
+
+
+def _joined(branch: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether another tensor that could be the stream goes into the same operation."""
+    return any(
+        isinstance(v, Tensor)
+        and v is not branch
+        and v.shape == branch.shape
+        and v.is_floating_point()
+        for v in (*args, *kwargs.values())
+    )
 
 
 def _carries(result: Any, branch: Tensor) -> bool:

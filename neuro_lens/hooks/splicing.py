@@ -59,7 +59,9 @@ class SaeVerbs(Described):
         """Take off the SAEs at these hook points, by default all."""
         names = [act_names] if isinstance(act_names, str) else act_names
         for name in list(self._splices) if names is None else names:
-            check_choice("attached SAE's hook", name, self._splices, "none other is attached")
+            check_choice(
+                "attached SAE's hook", name, self._splices, f"{len(self._splices)} are attached"
+            )
             self._detach(name)
 
     @contextmanager
@@ -88,10 +90,11 @@ class SaeVerbs(Described):
         saes: Saes = (),
         reset_saes_end: bool = True,
         use_error_term: bool = False,
+        allow_other_decoder: bool = False,
         **model_kwargs: Any,
     ) -> Any:
         """Run the decoder once with these SAEs attached."""
-        with self.saes(saes, reset_saes_end, use_error_term):
+        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
             return self(*model_args, **model_kwargs)  # type: ignore[operator]
 
     def run_with_cache_with_saes(
@@ -100,10 +103,11 @@ class SaeVerbs(Described):
         saes: Saes = (),
         reset_saes_end: bool = True,
         use_error_term: bool = False,
+        allow_other_decoder: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Run the decoder once with these SAEs attached and keep what its hook points see."""
-        with self.saes(saes, reset_saes_end, use_error_term):
+        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
             return self.run_with_cache(*model_args, **kwargs)  # type: ignore[attr-defined]
 
     def run_with_hooks_with_saes(
@@ -112,10 +116,11 @@ class SaeVerbs(Described):
         saes: Saes = (),
         reset_saes_end: bool = True,
         use_error_term: bool = False,
+        allow_other_decoder: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Run the decoder once with these SAEs and hooks attached."""
-        with self.saes(saes, reset_saes_end, use_error_term):
+        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
             return self.run_with_hooks(*model_args, **kwargs)  # type: ignore[attr-defined]
 
     @contextmanager
@@ -172,6 +177,10 @@ class SaeVerbs(Described):
         allow_other_decoder: bool = False,
     ) -> Iterator[Any]:
         """Decode with these features clamped to these values while the block runs."""
+        if not isinstance(values, Mapping):
+            raise NeuroLensError(
+                f"steer takes a dict of values by feature, and a {type(values).__name__} was given"
+            )
         name = self._sae_hook(sae, hook, allow_other_decoder)
         chosen = feature_list(sae, list(values))
         clamp = Clamp([float(v) for v in values.values()])
@@ -219,6 +228,11 @@ class SaeVerbs(Described):
             self._attach(splice)
 
     def _sae_hook(self, sae: Any, hook: str | None, allow_other_decoder: bool) -> str:
+        if not hasattr(sae, "cfg"):
+            raise NeuroLensError(
+                f"an SAE was expected and a {type(sae).__name__} was given; load_sae reads one "
+                "from its folder"
+            )
         metadata = sae.cfg.metadata
         name = hook or metadata.hook_name
         if not isinstance(name, str):
@@ -227,7 +241,7 @@ class SaeVerbs(Described):
         refuse_vectors(self.sites[name])
         trained_on = metadata.decoder_hash
         if isinstance(trained_on, str) and not allow_other_decoder:
-            here = hash_module(getattr(self.decoder, "_orig_mod", self.decoder))
+            here = hash_module(self.decoder)
             if trained_on != here:
                 raise NeuroLensError(
                     f"the SAE was trained on decoder {trained_on} and this one is {here}; attach "
@@ -244,11 +258,13 @@ def feature_list(sae: Any, features: Sequence[int] | Tensor) -> list[int]:
     NeuroLensError
         For one that is out of range or named twice.
     """
-    given = features.tolist() if isinstance(features, Tensor) else list(features)
+    given = features.tolist() if isinstance(features, Tensor) else features
     try:
         chosen = [operator.index(f) for f in given]
     except TypeError:
-        raise NeuroLensError(f"features must be whole numbers, and {given!r} was given") from None
+        raise NeuroLensError(
+            f"features must be a list of whole numbers, and {given!r} was given"
+        ) from None
     d_sae = sae.cfg.d_sae
     wrong = [f for f in chosen if not 0 <= f < d_sae]
     if wrong:

@@ -13,6 +13,7 @@ from neuro_lens.base import (
     provenance,
     read_json,
     read_table,
+    refuse_foreign,
     write_json,
     write_table,
 )
@@ -80,6 +81,26 @@ def test_hashes_see_every_difference():
     with torch.no_grad():
         layer.bias[0] += 1e-6
     assert hash_module(layer) != before
+
+
+def test_a_modules_hash_sees_its_arguments_and_not_that_it_is_compiled():
+    first, second = torch.nn.ReLU(), torch.nn.ReLU()
+    first.arguments, second.arguments = {"pool": 1}, {"pool": 2}
+    assert hash_module(first) != hash_module(second)
+    compiled = torch.nn.Identity()
+    compiled._orig_mod = first
+    assert hash_module(compiled) == hash_module(first)
+
+
+def test_only_what_is_replaced_whole_may_be_there(tmp_path):
+    refuse_foreign(tmp_path / "free", "card.json", "thing")
+    refuse_foreign(tmp_path, "card.json", "thing")
+    (tmp_path / "thesis.txt").write_text("x")
+    for taken in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(NeuroLensError, match="exists and holds no thing; give another folder"):
+            refuse_foreign(taken, "card.json", "thing")
+    (tmp_path / "card.json").write_text("{}")
+    refuse_foreign(tmp_path, "card.json", "thing")
 
 
 def test_provenance_is_json_and_names_versions():

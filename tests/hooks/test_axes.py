@@ -80,6 +80,22 @@ def test_a_batch_and_positional_inputs_will_do(poyo):
     assert torch.equal(found.timestamp, x[..., 0].flatten().double())
 
 
+def test_positional_inputs_of_a_compiled_decoder_keep_their_names():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(4, 2)
+
+        def forward(self, x, valid):
+            return self.f(x)
+
+    decoder = torch.compile(Masked(), backend="eager")
+    hooked = hook_model(decoder, [Out("out", "f", axis="time")], masks={"time": "valid"})
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    found = hooked.vectors("out", torch.zeros(2, 3, 2), (torch.randn(2, 3, 4), valid))
+    assert len(found.values) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "missing"), [("hook_unit_embed", "input_mask"), ("dec.hook_resid_mid", "output_mask")]
 )

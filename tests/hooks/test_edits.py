@@ -335,6 +335,17 @@ def test_a_half_precision_decoder_gets_its_dtype_back(poyo):
         assert poyo.hooked(**poyo.inputs).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "verb", ["run_with_saes", "run_with_cache_with_saes", "run_with_hooks_with_saes"]
+)
+def test_every_verb_takes_another_decoders_sae_when_told(poyo, verb):
+    sae, run = make_sae(), getattr(poyo.hooked, verb)
+    sae.cfg.metadata.decoder_hash = "0123"
+    with pytest.raises(NeuroLensError, match="allow_other_decoder=True"):
+        run(**poyo.inputs, saes=sae)
+    run(**poyo.inputs, saes=sae, allow_other_decoder=True)
+
+
 @pytest.mark.parametrize("verb", ["add_sae", "ablate", "steer"])
 def test_bad_saes_say_what_is_wrong(poyo, verb):
     def attach(sae, features=(0,), **kwargs):
@@ -355,6 +366,8 @@ def test_bad_saes_say_what_is_wrong(poyo, verb):
     here = hash_module(poyo.decoder)
     with pytest.raises(NeuroLensError, match=f"on decoder 0123 and this one is {here}"):
         attach(other)
+    with pytest.raises(NeuroLensError, match="an SAE was expected and a str was given; load_sae"):
+        attach("folder")
     attach(other, allow_other_decoder=True)
     other.cfg.metadata.decoder_hash = here
     attach(other)
@@ -388,6 +401,8 @@ def test_other_bad_ablations(poyo):
         (lambda: hooked.ablate(sae, [1], "mean", torch.zeros(2, 9)), "9 dimensions"),
         (lambda: hooked.ablate(sae, [1, 1]), "named twice"),
         (lambda: hooked.ablate(sae, [1.5]), "whole numbers"),
+        (lambda: hooked.ablate(sae, 3), "a list of whole numbers, and 3 was given"),
+        (lambda: hooked.steer(sae, [3]), "a dict of values by feature, and a list was given"),
     ]
     for use, said in bad:
         with pytest.raises(NeuroLensError, match=said), use():

@@ -95,6 +95,49 @@ def test_a_sum_that_no_tap_sees_shows_as_unfired():
         hooked.run_with_cache(x, names_filter="post")
 
 
+class TwoBranches(nn.Module):
+    """Joins its first branch with the stream in ``how``, and adds the second."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.f, self.g, self.how = nn.Linear(4, 4), nn.Linear(4, 4), how
+
+    def forward(self, x):
+        x = self.how(x, self.f(x))
+        return x + self.g(x)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, f: torch.addcmul(x, f, torch.ones_like(f)),
+        lambda x, f: torch.add(x, f, alpha=0.5),
+        lambda x, f: torch.lerp(x, f, 0.5),
+        lambda x, f: torch.where(x > 0, x, f),
+        lambda x, f: x - f,
+    ],
+    ids=["addcmul", "alpha", "lerp", "where", "minus"],
+)
+def test_a_stream_joined_otherwise_does_not_fire_at_the_next_sum(how):
+    taps = [*TWISTED, Residual("out2", "post2", "g", axis="position")]
+    decoder, x = TwoBranches(how), torch.randn(2, 3, 4)
+    hooked = hook_model(decoder, taps)
+    with pytest.raises(NeuroLensError, match="'post' did not fire"):
+        hooked.run_with_cache(x, names_filter="post")
+    _, cache = hooked.run_with_cache(x, names_filter=["out2", "post2"])
+    stream = how(x, decoder.f(x))
+    assert torch.equal(cache["out2"], decoder.g(stream))
+    assert torch.equal(cache["post2"], stream + decoder.g(stream))
+
+
+def test_a_gated_branch_is_still_a_branch():
+    decoder = TwoBranches(lambda x, f: x + f * torch.sigmoid(x) / 2)
+    hooked, x = hook_model(decoder, TWISTED), torch.randn(2, 3, 4)
+    _, cache = hooked.run_with_cache(x)
+    assert torch.equal(cache["out"], decoder.f(x) * torch.sigmoid(x) / 2)
+    assert torch.equal(cache["post"], x + cache["out"])
+
+
 def test_a_sum_with_another_shape_is_not_the_stream():
     decoder = Twisted()
     hooked, x = hook_model(decoder, TWISTED), torch.randn(2, 3, 4)
