@@ -16,6 +16,8 @@ from .validate import SPLIT_DOMAINS, recording_problem, torch_brain_module
 if TYPE_CHECKING:
     from torch_brain.data import Data, Interval
 
+FREQUENCIES = np.array([1.0, 2.0, 4.0, 8.0, 15.0])
+
 
 def split_of_block(block: np.ndarray | Sequence[int]) -> np.ndarray:
     """Return the part that each repeat block belongs to.
@@ -107,13 +109,20 @@ def grating_trials(trials: pd.DataFrame) -> Interval:
 
     ``orientation_id`` is the direction divided by 45 degrees; ``temporal_frequency_id`` counts
     the frequencies of the Allen sessions (1, 2, 4, 8, 15 Hz).
+
+    Raises
+    ------
+    NeuroLensError
+        For a direction or frequency that is none of these.
     """
     direction = trials["orientation"].to_numpy(dtype=float)
+    _only("orientation", direction, 45.0 * np.arange(8))
     extra: dict[str, np.ndarray] = {}
     if "temporal_frequency" in trials:
         frequency = trials["temporal_frequency"].to_numpy(dtype=float)
+        _only("temporal_frequency", frequency, FREQUENCIES)
         extra["temporal_frequency"] = frequency
-        extra["temporal_frequency_id"] = np.searchsorted([1.0, 2.0, 4.0, 8.0, 15.0], frequency)
+        extra["temporal_frequency_id"] = np.searchsorted(FREQUENCIES, frequency)
     return timed_interval(
         trials["start"],
         trials["end"],
@@ -123,6 +132,15 @@ def grating_trials(trials: pd.DataFrame) -> Interval:
         split=split_of_block(trials["block"]),
         **extra,
     )
+
+
+def _only(name: str, given: np.ndarray, known: np.ndarray) -> None:
+    wrong = given[~np.isin(given, known)]
+    if len(wrong):
+        raise NeuroLensError(
+            f"a grating has {name} {wrong[0]:g}; the classes are "
+            f"{', '.join(f'{value:g}' for value in known)}"
+        )
 
 
 def timed_interval(start: Any, end: Any, **fields: np.ndarray) -> Interval:

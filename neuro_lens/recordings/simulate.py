@@ -102,16 +102,20 @@ def simulate(
     Raises
     ------
     NeuroLensError
-        When a number is out of range or the order is unknown; nothing is written then.
+        When a number is out of range, the order is unknown, or ``out`` holds recordings that
+        this simulation would not replace; nothing is written then.
     """
     check_choice("order", order, ("random", "fixed"))
     for name, value, least in (
         ("n_animals", n_animals, 1),
         ("n_units", n_units, 2),
         ("n_repeats", n_repeats, 4),
+        ("seed", seed, 0),
+        ("snr", snr, 0),
     ):
-        if value < least:
+        if not least <= value < np.inf:
             raise NeuroLensError(f"{name} is {value}; give at least {least}")
+    _refuse_others(Path(out), n_animals)
     tables: dict[str, list[pd.DataFrame]] = {"animals": [], "units": [], "trials": []}
     recordings = {}
     for index in track(range(n_animals), "simulating animals"):
@@ -129,6 +133,16 @@ def simulate(
     for name in tables:
         write_table(getattr(truth, name), Path(out) / "truth", name)
     return ids, truth
+
+
+def _refuse_others(out: Path, n_animals: int) -> None:
+    ours = {f"sim{index:02d}" for index in range(n_animals)}
+    others = sorted({path.stem for path in out.glob("[!.]*.h5")} - ours)
+    if others:
+        raise NeuroLensError(
+            f"{out} holds {others[0]}.h5 and {len(others) - 1} more recordings of something else; "
+            "give an empty folder"
+        )
 
 
 def _trials(rng: np.random.Generator, n_repeats: int, order: str) -> pd.DataFrame:

@@ -42,7 +42,7 @@ def load_recordings(
     """
     datasets = torch_brain_module("datasets")
     folder = Path(folder)
-    there = sorted(path.stem for path in folder.glob("*.h5"))
+    there = sorted(path.stem for path in folder.glob("[!.]*.h5"))
     if not there:
         raise NeuroLensError(
             f"there is no recording (.h5) in {folder}; import or simulate some, or check the path"
@@ -58,8 +58,9 @@ def load_recordings(
 def check_recording(path: str | Path) -> None:
     """Raise unless a file is a recording that can be decoded.
 
-    It must open, hold finite ``calcium_traces.df_over_f`` (samples x units) with as many
-    distinct ``rois.id``, and at least one trial; fit, select and report must not overlap.
+    It must open, hold ``session.id``, finite ``calcium_traces.df_over_f`` (samples x units) with
+    as many distinct ``rois.id``, and at least one trial, all with finite times; fit, select and
+    report must not overlap.
 
     Parameters
     ----------
@@ -85,8 +86,8 @@ def recording_problem(path: str | Path) -> str | None:
     try:
         with h5py.File(path, "r") as file:
             return _problem(file)
-    except OSError as error:
-        return f"it is truncated or not HDF5 ({error}); import it anew"
+    except (OSError, KeyError, RuntimeError, AttributeError) as error:  # h5py's, on damaged files
+        return f"it is damaged, truncated or not HDF5 ({error}); import it anew"
 
 
 def torch_brain_module(name: str) -> Any:
@@ -138,8 +139,14 @@ def _problem(file: Any) -> str | None:
             f"{n_bad} of {traces.size} values of df_over_f are NaN or infinite; "
             "repair those samples or leave out those units"
         )
-    if not any(len(file[name]["start"]) for name in _trial_intervals(file)):
+    if "id" not in getattr(file.get("session"), "attrs", ()):
+        return "it lacks session.id; write it with an importer"
+    intervals = _trial_intervals(file)
+    if not any(len(file[name]["start"]) for name in intervals):
         return "it has no trials (no Interval with start and end that is not a domain); label some"
+    for name in intervals:
+        if not all(np.isfinite(file[name][time][:]).all() for time in ("start", "end")):
+            return f"{name} has trials whose start or end is no finite time; leave these out"
     return _overlap(file)
 
 

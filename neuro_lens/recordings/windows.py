@@ -58,11 +58,12 @@ def batches(
     NeuroLensError
         For an unknown split or recording, or where no trial is left.
     """
-    chosen = [split] if isinstance(split, str) else list(split or SPLITS)
+    chosen = [split] if isinstance(split, str) else list(SPLITS if split is None else split)
     for name in chosen:
         check_choice("split", name, SPLITS)
     known = list(dataset.recording_ids)
-    for rid in recording_ids or ():
+    taken = known if recording_ids is None else list(recording_ids)
+    for rid in taken:
         check_choice("recording", rid, known)
     windows = Windows(
         dataset,
@@ -70,13 +71,13 @@ def batches(
         window=window,
         trials=trials,
         splits=chosen,
-        recording_ids=list(recording_ids or known),
+        recording_ids=taken,
         normalise=normalise,
     )
     if len(windows) == 0:
         raise NeuroLensError(
-            f"no trial of {trials} lies in {', '.join(chosen)} of {len(known)} recordings; "
-            "check the splits of the recordings"
+            f"no trial of {trials} lies in {', '.join(chosen) or 'no part'} of {len(taken)} "
+            "recordings; check the splits of the recordings"
         )
     return Batches(windows, batch_size=batch_size, shuffle=shuffle, seed=seed)
 

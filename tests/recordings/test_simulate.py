@@ -6,6 +6,7 @@ from scipy.stats import binom, pearsonr
 from neuro_lens.base import NeuroLensError
 from neuro_lens.recordings import describe_recordings, load_recordings, simulate
 from neuro_lens.recordings.describe import linear_accuracy, residuals, trial_responses
+from neuro_lens.recordings.layout import grating_trials
 
 MEASURES = [
     "direction_accuracy",
@@ -228,6 +229,8 @@ def test_a_seed_gives_the_same_files_and_another_gives_others(tmp_path):
         ({"n_animals": 0}, "n_animals is 0; give at least 1"),
         ({"n_repeats": 3}, "n_repeats is 3; give at least 4"),
         ({"n_units": 1}, "n_units is 1; give at least 2"),
+        ({"seed": -1}, "seed is -1; give at least 0"),
+        ({"snr": float("nan")}, "snr is nan"),
         ({"order": "fixd"}, "unknown order 'fixd'; did you mean 'fixed'"),
     ],
 )
@@ -235,3 +238,19 @@ def test_options_out_of_range_write_nothing(tmp_path, options, message):
     with pytest.raises(NeuroLensError, match=message):
         simulate(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_recordings_is_refused(tmp_path):
+    settings = {"n_units": 4, "n_repeats": 4}
+    simulate(tmp_path, n_animals=2, **settings)
+    simulate(tmp_path, n_animals=2, seed=1, **settings)
+    with pytest.raises(NeuroLensError, match=r"holds sim01\.h5 and 0 more recordings"):
+        simulate(tmp_path, n_animals=1, **settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("orientation", 30.0), ("temporal_frequency", 3.0)])
+def test_gratings_of_no_class_are_refused(name, value):
+    trial = {"start": 0.0, "end": 2.0, "orientation": 45.0, "temporal_frequency": 2.0, "block": 0}
+    assert grating_trials(pd.DataFrame([trial])).orientation_id.tolist() == [1]
+    with pytest.raises(NeuroLensError, match=f"a grating has {name} {value:g}; the classes are"):
+        grating_trials(pd.DataFrame([trial | {name: value}]))

@@ -50,7 +50,17 @@ def drop_traces(file):
     del file["calcium_traces"]
 
 
+def drop_session(file):
+    del file["session"]
+
+
+def lose_a_start(file):
+    file["drifting_gratings/start"][0] = np.nan
+
+
 DAMAGE = {
+    "lacks session.id": drop_session,
+    "no finite time": lose_a_start,
     "NaN or infinite": spoil_traces,
     "no trials": drop_trials,
     "train_domain and valid_domain share": overlap,
@@ -87,6 +97,20 @@ def test_a_truncated_file_is_said(folder, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(NeuroLensError, match="truncated or not HDF5"):
         load_recordings(folder)
+
+
+def test_a_file_damaged_in_its_middle_is_said(folder):
+    path = folder / "sim02.h5"
+    content = bytearray(path.read_bytes())
+    content[2000:9000] = bytes(7000)
+    path.write_bytes(bytes(content))
+    with pytest.raises(NeuroLensError, match="damaged"):
+        load_recordings(folder)
+
+
+def test_what_a_killed_import_leaves_is_no_recording(folder):
+    (folder / ".sim00.h5.abc.h5").write_bytes(b"")
+    assert load_recordings(folder).recording_ids == ["sim00", "sim01", "sim02"]
 
 
 def test_every_bad_file_is_listed_at_once(folder):

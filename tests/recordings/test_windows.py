@@ -81,5 +81,9 @@ def test_unknown_names_are_refused(grating_recordings, tokenizer):
         batches(grating_recordings, tokenizer, split="selct")
     with pytest.raises(NeuroLensError, match="unknown recording 'c'"):
         batches(grating_recordings, tokenizer, recording_ids=["c"])
+    with pytest.raises(NeuroLensError, match="of 0 recordings"):
+        batches(grating_recordings, tokenizer, recording_ids=[])
+    with pytest.raises(NeuroLensError, match="lies in no part"):
+        batches(grating_recordings, tokenizer, split=[])
     with pytest.raises(NeuroLensError, match="has no trials in 'static_gratings'"):
         batches(grating_recordings, tokenizer, trials="static_gratings")
