@@ -73,7 +73,7 @@ def harvest(
             n_windows += len(windows)
     if not n_windows:
         raise NeuroLensError("there are no batches to harvest from; check the split and the window")
-    decoder_hash = hash_module(getattr(hooked.decoder, "_orig_mod", hooked.decoder))
+    decoder_hash = hash_module(hooked.decoder)
     table = pd.concat(labels, ignore_index=True)
     stores = {
         name: gathered[name].store(table, axis=hooked.axis(name), decoder_hash=decoder_hash)
@@ -159,6 +159,11 @@ def _labels(batch: Batch, windows: pd.DataFrame, first: int) -> pd.DataFrame:
     if "window" not in labels:
         return windows.dropna(axis="columns", how="all")
     at = labels["window"].to_numpy(dtype=int)
+    if len(at) and not 0 <= at.min() <= at.max() < len(windows):
+        raise NeuroLensError(
+            f"the labels of a batch name windows {at.min()} to {at.max()}, and it holds "
+            f"{len(windows)}; number them from 0, a row a window"
+        )
     return labels.assign(
         window=at + first,
         recording_id=windows["recording_id"].to_numpy()[at],

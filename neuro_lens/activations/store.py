@@ -126,10 +126,10 @@ class ActivationStore:
         return len(self.acts)
 
     def __repr__(self) -> str:
-        windows = self.index[["recording_id", "window_start"]].drop_duplicates()
         return (
-            f"ActivationStore({self.hook!r}, {len(self)} vectors of {self.d_in}, {len(windows)} "
-            f"windows of {windows['recording_id'].nunique()} recordings)"
+            f"ActivationStore({self.hook!r}, {len(self)} vectors of {self.d_in}, "
+            f"{self.index['window'].nunique()} windows of "
+            f"{self.index['recording_id'].nunique()} recordings)"
         )
 
     @property
@@ -275,6 +275,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise NeuroLensError(
             f"{folder}/manifest.json does not describe an activation store of format {FORMAT}; "
             "harvest it anew"
+        )
+    described = {name: value for name, value in manifest.items() if name != "content_hash"}
+    if hash_json(described) != manifest.get("content_hash"):
+        raise NeuroLensError(
+            f"{folder}/manifest.json was changed after the store was written; harvest it anew"
         )
     return manifest
 

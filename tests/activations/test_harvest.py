@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -87,6 +88,15 @@ def test_activations_that_are_not_finite_name_recording_and_window(hooked, batch
     batches[1].inputs["x"][1, 2] = torch.inf
     with pytest.raises(NeuroLensError, match=r"'b' that starts at 210 s \(position 2\)"):
         harvest(hooked, batches, "hook_embed")
+
+
+def test_labels_may_be_dates_and_must_be_of_the_batchs_windows(hooked, batches, tmp_path):
+    inputs = batches[0].inputs
+    when = pd.DataFrame({"when": pd.date_range("2020-01-01", periods=len(inputs["x"]))})
+    store = harvest(hooked, [(inputs, when)], "hook_embed", out=tmp_path / "s")
+    assert ActivationStore.load(tmp_path / "s").labels["when"].equals(store.labels["when"])
+    with pytest.raises(NeuroLensError, match=r"name windows 0 to .* number them from 0"):
+        harvest(hooked, [(inputs, pd.concat([when, when], ignore_index=True))], "hook_embed")
 
 
 def test_bad_requests_are_refused(hooked, batches, tmp_path):

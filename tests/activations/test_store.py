@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuro_lens.activations import ActivationStore, store
-from neuro_lens.base import NeuroLensError, write_json
+from neuro_lens.base import NeuroLensError, read_json, write_json
 
 
 def make(n=12, d_in=3, dtype=torch.float32, seed=0, **origin):
@@ -97,6 +97,16 @@ def test_all_damaged_files_are_named_at_once(tmp_path, monkeypatch):
     assert "acts-00001.safetensors (changed)" in message
     assert "labels.parquet (missing or truncated)" in message
     assert "acts-00002" not in message
+
+
+@pytest.mark.parametrize(
+    "change", [{"decoder_hash": "0123"}, {"hook": "other"}, {"shards": []}, {"d_in": 99}]
+)
+def test_a_changed_manifest_is_refused(tmp_path, change):
+    folder = make().save(tmp_path / "s")
+    write_json(folder / "manifest.json", read_json(folder / "manifest.json") | change)
+    with pytest.raises(NeuroLensError, match=r"manifest\.json was changed"):
+        ActivationStore.load(folder)
 
 
 def test_what_is_no_store_is_refused(tmp_path):
