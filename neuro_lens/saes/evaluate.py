@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def evaluate_sae(
     batches: Iterable[Any],
     hook: str | None = None,
     acts: ActivationStore | Tensor | None = None,
+    allow_other_decoder: bool = False,
 ) -> pd.DataFrame:
     """Decode with the SAE in the place of a hook point, and without anything there.
 
@@ -63,6 +65,8 @@ def evaluate_sae(
     acts : ActivationStore or Tensor, shape (n, d_in), optional
         The activations that the SAE was fitted on: the mean of mean ablation and the principal
         components come from them. Without it they come from ``batches``, which flatters both.
+    allow_other_decoder : bool
+        Take an SAE that was trained on another decoder.
 
     Returns
     -------
@@ -92,13 +96,14 @@ def evaluate_sae(
     name = hook or sae.cfg.metadata.hook_name
     if not isinstance(name, str):
         raise NeuroLensError("the SAE names no hook of its own; say which with hook=")
-    with hooked.saes({name: sae}):
+    spliced = partial(hooked.saes, {name: sae}, allow_other_decoder=allow_other_decoder)
+    with spliced():
         pass
     given = list(batches) if isinstance(batches, Iterator) else batches
     store = harvest(hooked, given, name)
     _check_width(sae, store)
     fitted_on = store.acts.float() if acts is None else read_source(acts).acts
-    rows = _decode_all(hooked, given, _conditions(hooked, sae, name, fitted_on.mean(0)))
+    rows = _decode_all(hooked, given, _conditions(hooked, spliced, name, fitted_on.mean(0)))
     table = _per_recording(rows).merge(health(sae, store, fitted_on), on="recording_id")
     table["hook"] = name
     return table[list(COLUMNS)].sort_values(["recording_id", "task"], ignore_index=True)
@@ -113,7 +118,10 @@ def _check_width(sae: Any, store: ActivationStore) -> None:
 
 
 def _conditions(
-    hooked: HookedDecoder, sae: Any, hook: str, mean: Tensor
+    hooked: HookedDecoder,
+    spliced: Callable[[], AbstractContextManager],
+    hook: str,
+    mean: Tensor,
 ) -> dict[str, Callable[[], AbstractContextManager]]:
     def put(vector: Tensor) -> AbstractContextManager:
         def replace(value: Tensor, hook: Any) -> Tensor:
@@ -125,7 +133,7 @@ def _conditions(
 
     return {
         "bare": nullcontext,
-        "sae": lambda: hooked.saes({hook: sae}),
+        "sae": spliced,
         "zero": lambda: put(torch.zeros_like(mean)),
         "mean": lambda: put(mean),
     }

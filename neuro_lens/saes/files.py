@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuro_lens.base import NeuroLensError, atomic_folder, read_json
+from neuro_lens.base import NeuroLensError, atomic_folder, read_json, refuse_foreign
 
 if TYPE_CHECKING:
     from sae_lens import SAE, TrainingSAE
@@ -40,7 +40,7 @@ def load_sae(folder: str | Path) -> SAE:
 
     try:
         sae = SAE.load_from_disk(folder)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise NeuroLensError(
             f"sae-lens cannot load the SAE in {folder} ({_first_line(error)}); save it anew with "
             "save_inference_model or train_sae(out=)"
@@ -57,19 +57,10 @@ def save_trained(sae: TrainingSAE, out: str | Path | None) -> SAE:
         with tempfile.TemporaryDirectory() as folder:
             sae.save_inference_model(folder)
             return load_sae(folder)
-    check_out(out)
+    refuse_foreign(out, CONFIG, "SAE")
     with atomic_folder(out) as part:
         sae.save_inference_model(part)
     return load_sae(out)
-
-
-def check_out(out: str | Path) -> None:
-    """Raise unless ``out`` is free, or holds an SAE, which will be replaced."""
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file()):
-        raise NeuroLensError(
-            f"{out} exists and holds no SAE; give another folder for the SAE, or remove that one"
-        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

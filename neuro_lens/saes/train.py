@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import neuro_lens
 from neuro_lens.activations import ActivationStore
-from neuro_lens.base import NeuroLensError, check_choice
+from neuro_lens.base import NeuroLensError, check_choice, refuse_foreign
 
-from .files import check_out, save_trained
+from .files import CONFIG, save_trained
 from .source import Source, read_source
 
 if TYPE_CHECKING:
@@ -80,12 +82,15 @@ def train_sae(
     """
     check_choice("architecture", architecture, ARCHITECTURES)
     if out is not None:
-        check_out(out)
+        refuse_foreign(out, CONFIG, "SAE")
     source = read_source(acts)
-    _check(source, architecture, d_sae, k, steps, batch_size, lr)
+    _check(source, architecture, d_sae, k, steps, batch_size, lr, seed)
     from .fitting import Schedule
 
-    schedule = Schedule(steps, batch_size, lr)
+    # numpy's numbers are none of JSON's
+    d_sae, steps, batch_size, seed = int(d_sae), int(steps), int(batch_size), int(seed)
+    k = int(k) if k == int(k) else float(k)
+    schedule = Schedule(steps, batch_size, float(lr))
     metadata = {
         **source.origin,
         "seed": seed,
@@ -94,7 +99,7 @@ def train_sae(
         "neuro_lens_version": neuro_lens.__version__,
         "steps": steps,
         "batch_size": batch_size,
-        "lr": lr,
+        "lr": schedule.lr,
     }
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -158,21 +163,25 @@ def _check(
     steps: int,
     batch_size: int,
     lr: float,
+    seed: int,
 ) -> None:
+    if not isinstance(seed, Integral) or seed < 0:
+        raise NeuroLensError(f"seed is {seed!r}; it must be a whole number, 0 or more")
     for name, value in (("d_sae", d_sae), ("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise NeuroLensError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-    if not 0 < k <= d_sae:
+    if not 1 <= k <= d_sae:
         raise NeuroLensError(
             f"k is {k!r} and d_sae {d_sae}; k, the features that fire per vector, must lie "
-            f"between 1 and d_sae"
+            "between 1 and d_sae"
         )
     if architecture == "topk" and k != int(k):
         raise NeuroLensError(f"k is {k!r}; topk needs a whole number (batchtopk takes any)")
     if not lr > 0:
         raise NeuroLensError(f"lr is {lr!r}; it must be above 0")
-    if len(source.acts) < MIN_VECTORS:
+    n_windows = len(np.unique(source.window))
+    if len(source.acts) < MIN_VECTORS or n_windows < 2:
         raise NeuroLensError(
-            f"{len(source.acts)} vectors are too few to train an SAE on; give {MIN_VECTORS} or "
-            "more, and many times d_sae for a good one"
+            f"{len(source.acts)} vectors of {n_windows} window(s) are too few to train an SAE on; "
+            f"give {MIN_VECTORS} vectors of 2 windows or more, and many times d_sae for a good one"
         )

@@ -119,6 +119,7 @@ def test_an_sae_that_does_not_belong_is_refused(reader, window_batches, acts, ve
     stranger.cfg.metadata.decoder_hash = "another"
     with pytest.raises(NeuroLensError, match="another"):
         evaluate_sae(reader, stranger, window_batches)
+    assert len(evaluate_sae(reader, stranger, window_batches, allow_other_decoder=True)) == 2
     for batch in window_batches:
         batch.targets.clear()
     with pytest.raises(NeuroLensError, match="no targets"):

@@ -1,9 +1,12 @@
+import numpy as np
+import pandas as pd
 import pytest
 import sae_lens
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuro_lens.activations import ActivationStore
 from neuro_lens.base import NeuroLensError, hash_module
 from neuro_lens.saes import load_sae, train_sae
 from neuro_lens.saes.health import explained_variance
@@ -148,6 +151,8 @@ def test_only_fit_vectors_of_a_store_are_used(vectors):
         ({"d_sae": 0}, "d_sae is 0"),
         ({"steps": 1.5}, "steps is 1.5"),
         ({"lr": -1.0}, "lr is -1.0"),
+        ({"k": 0.5}, "between 1 and d_sae"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_impossible_settings_are_refused(vectors, arguments, words):
@@ -164,8 +169,18 @@ def test_activations_that_teach_nothing_are_refused(vectors):
         train_sae(torch.full((100, 4), 1.3), d_sae=8, k=2)
     with pytest.raises(NeuroLensError, match="too few"):
         train_sae(vectors[:10], d_sae=8, k=2)
+    with pytest.raises(NeuroLensError, match=r"40 vectors of 1 window\(s\) are too few"):
+        acts = vectors[:40]
+        index = pd.DataFrame({"window": [0] * 40, "split": "fit"})
+        train_sae(ActivationStore.make(acts, index), d_sae=8, k=2)
     with pytest.raises(NeuroLensError, match="flatten windows"):
         train_sae(vectors.reshape(100, 60, -1))
+
+
+def test_numpys_numbers_are_numbers(vectors, tmp_path):
+    sizes = {"d_sae": np.int64(16), "k": np.int64(2), "steps": np.int32(5), "seed": np.int64(1)}
+    train_sae(vectors, out=tmp_path / "sae", **sizes)
+    assert load_sae(tmp_path / "sae").cfg.metadata.k == 2
 
 
 def test_a_training_that_diverges_says_so_and_writes_nothing(vectors, tmp_path):
