@@ -22,8 +22,14 @@ class _OneSentence(click.Group):
             if not isinstance(error, NeuroLensError):
                 raise
             _refuse(ctx, str(error))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            _refuse(ctx, f"cannot write to {error.filename} ({error.strerror}); give another place")
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _refuse(
+                ctx,
+                f"{error.filename} cannot be read or written ({error.strerror}); check the path "
+                "and its permissions, or give another place",
+            )
 
 
 def _refuse(ctx: click.Context, sentence: str) -> None:

@@ -79,9 +79,14 @@ def saved_decoder(tmp_path_factory, grating_recordings):
         (("demo", "--seeds", "1,1"), "only once"),
         (("hooks", "nowhere"), "nowhere is no decoder folder"),
         (("data", "import", "sur_v2", "--out", "x"), "did you mean 'sur_v1'?"),
-        (("data", "import", "sur_v1", "--source", ".", "--out", "x"), ""),
+        (("data", "import", "sur_v1", "--source", ".", "--out", "x"), ". lacks 6 of the 6 files"),
         (("data", "simulate", "--out", "x", "--order", "fixt"), "did you mean 'fixed'?"),
         (("data", "simulate", "--out", "x", "--n-animals", "0"), "n_animals is 0"),
+        (("data", "simulate", "--out", "x", "--seed", "-1"), "seed is -1"),
+        (
+            ("data", "simulate", "--out", "/dev/null/x", "--n-animals", "1", "--n-repeats", "4"),
+            "cannot be read or written",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(call, arguments, says):

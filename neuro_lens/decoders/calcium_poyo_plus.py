@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -211,6 +211,10 @@ class CalciumPOYOPlus(nn.Module):
 
     def init_vocabs(self, dataset: Any) -> None:
         """Give every unit and recording of a torch_brain Dataset an embedding."""
+        if not self.unit_emb.is_lazy():
+            raise NeuroLensError(
+                "the decoder has its vocabularies already; add_recordings adds to them"
+            )
         recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
         units = np.concatenate([np.asarray(r.rois.id).astype(str) for r in recordings])
         self.unit_emb.initialize_vocab(np.sort(units).tolist())
@@ -240,19 +244,22 @@ class CalciumPOYOPlus(nn.Module):
         dict
             ``model_inputs`` (padding marked for ``torch_brain.batching.collate``) and
             ``target_values``, an array a task.
+
+        Raises
+        ------
+        NeuroLensError
+            For a unit or recording that has no embedding.
         """
         from torch_brain.batching import chain, pad, pad8, track_mask8
 
         values_tu, times_t = _pooled(data.calcium_traces, self.pool)
-        unit_index = np.asarray(
-            self.unit_emb.tokenizer(np.asarray(data.rois.id).astype(str).tolist())
-        )
+        unit_index = np.asarray(_indices(self.unit_emb, np.asarray(data.rois.id).astype(str)))
         n_times, n_units = values_tu.shape
         tokens = np.tile(unit_index, n_times)
         times, tasks, targets = self._queries(data)
         grid = np.arange(0, self.sequence_length - 1e-9, self.latent_step) + self.latent_step / 2
         latents = np.arange(self.num_latents_per_step)
-        session = self.session_emb.tokenizer(str(data.session.id))
+        (session,) = _indices(self.session_emb, [str(data.session.id)])
         return {
             "model_inputs": {
                 "input_unit_index": pad8(tokens),
@@ -286,6 +293,19 @@ class CalciumPOYOPlus(nn.Module):
         if not times:
             return np.zeros(0), np.zeros(0, dtype=np.int64), {}
         return np.concatenate(times), np.concatenate(tasks), targets
+
+
+def _indices(table: Any, words: Sequence[str] | np.ndarray) -> list[int]:
+    """Return the rows of units or recordings in their embedding."""
+    if table.is_lazy():
+        raise NeuroLensError("the decoder has no vocabularies; call decoder.init_vocabs(dataset)")
+    unknown = [str(word) for word in words if word not in table.vocab]
+    if unknown:
+        raise NeuroLensError(
+            f"the decoder does not know {unknown[0]!r} and {len(unknown) - 1} more; give "
+            "recordings that it was trained on, or add_recordings first"
+        )
+    return [table.vocab[word] for word in words]
 
 
 def _pooled(traces: Any, pool: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..base import log_loss
+from ..base import NeuroLensError, log_loss
 from .linear import linear_decoding
 
 DIRECTION_TASK = "drifting_gratings_orientation"
@@ -62,6 +62,11 @@ def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
     DataFrame
         A row a trial and variable: ``recording_id``, ``trial``, ``split``, ``variable``,
         ``target``, ``predicted`` (class indices), ``n_classes``, ``correct``, ``log_loss`` (nats).
+
+    Raises
+    ------
+    NeuroLensError
+        When the batches hold no targets of a classification task.
     """
     rows = []
     was_training = decoder.training
@@ -77,6 +82,10 @@ def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
                     merged = merge_opposite(outputs[task], target)
                     rows.append(_scored(batch.labels, "orientation", *merged))
     decoder.train(was_training)
+    if not rows:
+        raise NeuroLensError(
+            "the batches hold no targets of a classification task; give Batches with targets"
+        )
     return pd.concat(rows, ignore_index=True)
 
 

@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base import NeuroLensError, atomic_folder, check_choice, hash_module, read_json, write_json
+from ..base import (
+    NeuroLensError,
+    atomic_folder,
+    check_choice,
+    hash_module,
+    read_json,
+    refuse_foreign,
+    write_json,
+)
 from .calcium_poyo_plus import CalciumPOYOPlus
 
 CLASSES = {"CalciumPOYOPlus": CalciumPOYOPlus}
 VOCABULARIES = ("unit_emb", "session_emb")
+CARD = "decoder.json"
 
 
 def save_decoder(decoder: nn.Module, folder: str | Path, **notes: Any) -> str:
@@ -27,10 +36,22 @@ def save_decoder(decoder: nn.Module, folder: str | Path, **notes: Any) -> str:
         Made where it is missing; an existing decoder in it is replaced whole.
     **notes
         JSON-able facts kept beside the arguments, such as the training's settings.
+
+    Raises
+    ------
+    NeuroLensError
+        For a class that is not ours, a decoder without vocabularies, or where ``folder`` holds
+        anything but a decoder.
     """
     from safetensors.torch import save_file
 
     check_choice("decoder class", type(decoder).__name__, CLASSES)
+    for name in VOCABULARIES:
+        if getattr(decoder, name).is_lazy():
+            raise NeuroLensError(
+                f"the decoder has no vocabulary in {name}; call decoder.init_vocabs(dataset) first"
+            )
+    refuse_foreign(folder, CARD, "decoder")
     digest = hash_module(decoder)
     tensors = {
         k: v.contiguous() for k, v in decoder.state_dict().items() if isinstance(v, torch.Tensor)
@@ -38,7 +59,7 @@ def save_decoder(decoder: nn.Module, folder: str | Path, **notes: Any) -> str:
     with atomic_folder(folder) as part:
         save_file(tensors, part / "decoder.safetensors")
         write_json(
-            part / "decoder.json",
+            part / CARD,
             {
                 "class": type(decoder).__name__,
                 "arguments": decoder.arguments,
@@ -58,32 +79,22 @@ def load_decoder(folder: str | Path) -> nn.Module:
     NeuroLensError
         For a missing, truncated or altered folder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
-    if not (folder / "decoder.json").exists():
-        raise NeuroLensError(
-            f"{folder} is no decoder folder: it lacks decoder.json; "
-            "give a folder that save_decoder wrote"
-        )
-    card = read_json(folder / "decoder.json")
-    check_choice("decoder class", card.get("class"), CLASSES)
-    decoder = CLASSES[card["class"]](**card["arguments"])
+    card = _read_card(folder)
+    state = _read_weights(folder / "decoder.safetensors")
     try:
-        state: dict[str, Any] = dict(load_file(folder / "decoder.safetensors"))
-    except (SafetensorError, OSError) as error:
-        raise NeuroLensError(
-            f"{folder / 'decoder.safetensors'} cannot be read ({error}); write the decoder anew"
-        ) from None
-    for name in VOCABULARIES:
-        getattr(decoder, name).initialize_vocab(card["vocabularies"][name])
-        state[f"{name}.vocab"] = dict(getattr(decoder, name).vocab)
-    decoder.load_state_dict(state)
-    if hash_module(decoder) != card["hash"]:
+        decoder = CLASSES[card["class"]](**card["arguments"])
+        for name in VOCABULARIES:
+            getattr(decoder, name).initialize_vocab(card["vocabularies"][name])
+            state[f"{name}.vocab"] = dict(getattr(decoder, name).vocab)
+        decoder.load_state_dict(state)
+        unchanged = hash_module(decoder) == card["hash"]
+    except (KeyError, TypeError, RuntimeError, ValueError):
+        unchanged = False
+    if not unchanged:
         raise NeuroLensError(
             f"the decoder in {folder} is not the one that was saved there: weights and "
-            "decoder.json differ; write it anew"
+            f"{CARD} do not belong together; write it anew"
         )
     return decoder.eval()
 
@@ -129,13 +140,40 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
         )
     try:
         decoder.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise NeuroLensError(
             f"{path} does not fit the decoder ({lines[min(1, len(lines) - 1)]}); "
             "build it with the checkpoint's sizes and readouts"
         ) from None
     return decoder.eval()
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    if not (folder / CARD).exists():
+        raise NeuroLensError(
+            f"{folder} is no decoder folder: it lacks {CARD}; give a folder that save_decoder wrote"
+        )
+    card = read_json(folder / CARD)
+    needed = ("class", "arguments", "vocabularies", "hash")
+    absent = [name for name in needed if not isinstance(card, dict) or name not in card]
+    if absent:
+        raise NeuroLensError(
+            f"{folder / CARD} does not describe a decoder (it has no {', '.join(absent)}); "
+            "write the decoder anew"
+        )
+    check_choice("decoder class", card["class"], CLASSES)
+    return card
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise NeuroLensError(f"{path} cannot be read ({error}); write the decoder anew") from None
 
 
 def _first_class(message: str) -> str:

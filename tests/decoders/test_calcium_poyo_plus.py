@@ -53,6 +53,16 @@ def test_fresh_keeps_the_vocabularies_and_changes_every_random_weight(small_deco
     assert torch.equal(again.latent_emb.weight, other.latent_emb.weight)
 
 
+def test_units_without_an_embedding_are_named(small_decoder, new_recording, grating_recordings):
+    with pytest.raises(NeuroLensError, match=r"does not know 'c/0' and 11 more; .*add_recordings"):
+        batches(new_recording, small_decoder.tokenize)
+    with pytest.raises(NeuroLensError, match="has its vocabularies already"):
+        small_decoder.init_vocabs(grating_recordings)
+    bare = type(small_decoder)(**small_decoder.arguments)
+    with pytest.raises(NeuroLensError, match=r"call decoder\.init_vocabs"):
+        batches(grating_recordings, bare.tokenize)
+
+
 def test_bad_sizes_and_missing_vocabularies_are_said():
     with pytest.raises(NeuroLensError, match="latent_step"):
         CalciumPOYOPlus(sequence_length=1.0, latent_step=2.0)

@@ -3,7 +3,7 @@ import collections
 import pytest
 import torch
 
-from neuro_lens.base import NeuroLensError, hash_module
+from neuro_lens.base import NeuroLensError, hash_module, read_json, write_json
 from neuro_lens.decoders import load_checkpoint, load_decoder, save_decoder
 
 
@@ -31,6 +31,36 @@ def test_missing_truncated_and_altered_folders_are_refused(small_decoder, tmp_pa
     weights.write_bytes(whole[:-4] + b"\x00\x01\x02\x03")
     with pytest.raises(NeuroLensError, match="is not the one that was saved there"):
         load_decoder(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda card: card.pop("arguments"), "it has no arguments"),
+        (lambda card: card.update({"class": "CalciumPOYOPls"}), "did you mean"),
+        (lambda card: card["arguments"].update(dim=64), "do not belong together"),
+        (lambda card: card["arguments"].update(pool=2), "do not belong together"),
+        (lambda card: card["arguments"].update(typo=2), "do not belong together"),
+        (lambda card: card["vocabularies"]["unit_emb"].reverse(), "do not belong together"),
+    ],
+)
+def test_a_changed_card_is_refused(small_decoder, tmp_path, change, says):
+    save_decoder(small_decoder, tmp_path / "d")
+    card = read_json(tmp_path / "d" / "decoder.json")
+    change(card)
+    write_json(tmp_path / "d" / "decoder.json", card)
+    with pytest.raises(NeuroLensError, match=says):
+        load_decoder(tmp_path / "d")
+
+
+def test_a_folder_of_something_else_is_kept(small_decoder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(NeuroLensError, match="holds no decoder; give another folder"):
+        save_decoder(small_decoder, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    bare = type(small_decoder)(**small_decoder.arguments)
+    with pytest.raises(NeuroLensError, match=r"call decoder\.init_vocabs"):
+        save_decoder(bare, tmp_path / "d")
 
 
 def test_a_lightning_checkpoint_gives_its_weights_and_vocabularies(small_decoder, tmp_path):

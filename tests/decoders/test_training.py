@@ -94,3 +94,33 @@ def test_only_fit_windows_are_trained_on(small_decoder, grating_recordings):
 def test_patience_needs_validation(small_decoder, fit):
     with pytest.raises(NeuroLensError, match="patience needs validation"):
         train_decoder(small_decoder, fit, patience=2, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"check_every": 0}, "check_every is 0"),
+        ({"unit_dropout": 1.0}, r"unit_dropout is 1\.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(small_decoder, fit, settings, says):
+    with pytest.raises(NeuroLensError, match=says):
+        train_decoder(small_decoder, fit, **{**QUICK, **settings})
+
+
+def test_checkpoints_of_other_decoders_and_damaged_ones_are_refused(small_decoder, fit, tmp_path):
+    folder = tmp_path / "state"
+    train_decoder(small_decoder.fresh(1), fit, checkpoint=folder, **QUICK)
+    wide = type(small_decoder)(**{**small_decoder.arguments, "dim": 64})
+    wide.unit_emb.initialize_vocab(list(small_decoder.unit_emb.vocab)[1:])
+    wide.session_emb.initialize_vocab(list(small_decoder.session_emb.vocab)[1:])
+    with pytest.raises(NeuroLensError, match="is another decoder's"):
+        train_decoder(wide, fit, checkpoint=folder, **QUICK)
+    weights = folder / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(NeuroLensError, match=r"is damaged .* to train from the start"):
+        train_decoder(small_decoder.fresh(1), fit, checkpoint=folder, **QUICK)
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(NeuroLensError, match="holds no training checkpoint"):
+        train_decoder(small_decoder, fit, checkpoint=tmp_path, **QUICK)
