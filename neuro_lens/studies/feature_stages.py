@@ -76,27 +76,28 @@ def tuning(
         tested = tune(codes, variables=list(variables), seed=seed, **options)
         tables.setdefault("tuning", []).append(tested.assign(window=name))
         if name == DURING:
-            best = best_features(tested)
             units = unit_tuning(held_out, variables, seed, options)
+            best = {"feature": best_features(tested), "unit": best_features(units)}
             tables["covariates"] = [covariate_table(codes, variables, seed, options)]
-            for table, rows in between_tables(codes, between, alpha, seed).items():
-                tables[table] = [rows]
+            if known := [v for v in between if v in codes.trials]:
+                animals = animal_covariates(model, held_out, units, variables[0])
+                found = between_tables(codes, known, animals, alpha, seed)
+                tables |= {table: [rows] for table, rows in found.items()}
         tables.setdefault("tuning_curves", []).extend(
             curves.assign(window=name, hook=codes.hook)
-            for curves in _curves(codes, best, _unit_codes(held_out), best_features(units))
+            for curves in _curves(codes, _unit_codes(held_out), best)
         )
     for name, parts in tables.items():
         table = pd.concat([p for p in parts if len(p)], ignore_index=True)
         write_table(table.assign(seed=seed), folder, name)
 
 
-def best_features(tested: pd.DataFrame, n: int = SHOWN) -> dict[tuple[str, str], list[int]]:
-    """Return for each (recording, variable) the ``n`` tested features with the largest effect."""
+def best_features(tested: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
+    """Return the ``n`` tested features of each recording and variable with the largest effect."""
     rows = tested[tested["status"] == "tested"].sort_values(
         ["significant", "effect"], ascending=False, kind="stable"
     )
-    grouped = rows.groupby(["recording_id", "variable"], sort=False)
-    return {place: group["feature"].head(n).astype(int).tolist() for place, group in grouped}
+    return rows.groupby(["recording_id", "variable"], sort=False).head(n)
 
 
 def unit_tuning(
@@ -117,30 +118,58 @@ def unit_tuning(
 def covariate_table(
     codes: Any, variables: Sequence[str], seed: int, options: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return how features go with running and pupil, also with the first variable held fixed."""
+    """Return how features go with running and pupil, also with the first variable held fixed.
+
+    Recording by recording, and over all recordings together ("all"): there are too few circular
+    shifts of a single recording for a feature to pass the correction.
+    """
     from ..tuning import covariates
 
     names = [c for c in COVARIATES if c in codes.trials and codes.trials[c].notna().all()]
     if not names:
         return pd.DataFrame()
+    together = [None] if codes.trials["recording_id"].nunique() > 1 else []
     tables = [
-        covariates(codes, None, names, given=given, seed=seed, **options)
+        covariates(codes, None, names, given=given, seed=seed, **{**options, "by": by})
         for given in (None, variables[0])
+        for by in (*together, options["by"])
     ]
     return pd.concat(tables, ignore_index=True)
 
 
+def animal_covariates(
+    decoder: Any, batches: Any, units: pd.DataFrame, variable: str
+) -> pd.DataFrame:
+    """Return what else could tell animals apart, a row an animal.
+
+    ``n_units``, ``signal_to_noise`` (ω² / (1 - ω²) of a variable, mean over units) and
+    ``decoding_accuracy`` of that variable; means over an animal's recordings.
+    """
+    from ..decoders import decode_trials
+
+    effect = units.loc[units["variable"] == variable].set_index("recording_id")["effect"]
+    decoded = decode_trials(decoder, batches)
+    decoded = decoded[decoded["variable"] == variable]
+    table = pd.DataFrame(
+        {
+            "n_units": effect.groupby(level=0).size(),
+            "signal_to_noise": (effect / (1 - effect)).groupby(level=0).mean(),
+            "decoding_accuracy": decoded.groupby("recording_id")["correct"].mean(),
+        }
+    )
+    animal = batches.labels.groupby("recording_id")["subject_id"].first()
+    return table.groupby(animal).mean().round(6)
+
+
 def between_tables(
-    codes: Any, variables: Sequence[str], alpha: float, seed: int
+    codes: Any, variables: Sequence[str], animals: pd.DataFrame, alpha: float, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of the between-animal variables that the trials have."""
+    """Return the tables of the between-animal variables."""
     from ..tuning import global_test
 
     splits, summaries, confounds = [], [], []
     for variable in variables:
-        if variable not in codes.trials:
-            continue
-        found = global_test(codes, None, variable, alpha=alpha, seed=seed)
+        found = global_test(codes, None, variable, covariates=animals, alpha=alpha, seed=seed)
         splits.append(
             found.splits.rename(columns={"groups": "split", "n_features": "count"}).assign(
                 variable=variable, hook=codes.hook
@@ -148,8 +177,6 @@ def between_tables(
         )
         summaries.append(found.summary)
         confounds.append(found.covariates.assign(variable=variable, hook=codes.hook))
-    if not splits:
-        return {}
     return {
         "between": pd.concat(splits, ignore_index=True),
         "between_summary": pd.concat(summaries, ignore_index=True),
@@ -171,19 +198,16 @@ def _unit_codes(batches: Any) -> dict[str, Any]:
 
 
 def _curves(
-    codes: Any,
-    best: Mapping[tuple[str, str], list[int]],
-    units: Mapping[str, Any],
-    best_units: Mapping[tuple[str, str], list[int]],
+    codes: Any, units: Mapping[str, Any], best: Mapping[str, pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
-    """Yield the tuning curves of chosen features and units."""
+    """Yield the tuning curves of chosen features and units, in the order that they are chosen."""
     from ..tuning import tuning_curves
 
-    for source, chosen in (("feature", best), ("unit", best_units)):
-        for (rid, variable), features in chosen.items():
+    for source, chosen in best.items():
+        for (rid, variable), rows in chosen.groupby(["recording_id", "variable"], sort=False):
             of_recording = (codes.trials["recording_id"] == rid).to_numpy()
             data = codes.where(of_recording) if source == "feature" else units[rid]
-            curves = tuning_curves(data, None, variable, features)
-            yield curves.rename(columns={"feature": "id"}).assign(
-                id=lambda table: table["id"].astype(str), source=source, recording_id=rid
-            )
+            curves = tuning_curves(data, None, variable, rows["feature"].tolist())
+            effect = curves["feature"].map(rows.set_index("feature")["effect"])
+            curves = curves.assign(source=source, recording_id=rid, effect=effect)
+            yield curves.rename(columns={"feature": "id"}).astype({"id": str})

@@ -208,8 +208,14 @@ def _differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
 
 
 def _gather(out: Path, study: Study, plan: list[tuple[str, Cell]]) -> None:
-    """Put the cells' tables together, and decoders, SAEs and provenance beside them."""
+    """Put the cells' tables together, and decoders, SAEs and provenance beside them.
+
+    What runs that were killed left half done is removed.
+    """
     folders = [(stage, cell, out / "cells" / cell.name) for stage, cell in plan]
+    for _, cell, folder in folders:
+        for left_over in folder.parent.glob(f".{cell.name}.*"):
+            shutil.rmtree(left_over, ignore_errors=True)
     for name, stage in TABLES.items():
         parts = [read_table(f / f"{name}.parquet") for s, _, f in folders if s == stage
                  and (f / f"{name}.parquet").exists()]  # fmt: skip

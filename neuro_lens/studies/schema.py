@@ -84,7 +84,7 @@ class Decoder(_Fields):
     dim: Count = 64
     depth: Count = 2
     dim_head: Count = 32
-    cross_heads: Count = 2
+    cross_heads: Count = 4
     self_heads: Count = 4
     num_latents_per_step: Count = 8
     latent_step: Positive = 1.0
@@ -93,7 +93,7 @@ class Decoder(_Fields):
     atn_dropout: Fraction = 0.0
     t_min: Positive = 0.1
     t_max: Positive = 8.0
-    steps: Count = 1500
+    steps: Count = 1200
     batch_size: Count = 48
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
