@@ -13,10 +13,13 @@ from scipy.stats import false_discovery_control, rankdata
 from neuro_lens.base import NeuroLensError, check_choice
 
 from .effects import centre_blocks
-from .permute import draws_needed, sequential_p
+from .permute import TIE, draws_needed, sequential_p
 from .trials import TrialCodes, as_data
 from .tuning_table import MIN_FIRING, TESTED, TOO_SPARSE, family_words, parts
 from .variables import NOT_VARIABLES, find_variable, value_codes
+
+MOST_SHIFTS = 2048
+"""Shifts of a single recording that are tried one by one; of more, some are drawn."""
 
 
 def covariates(
@@ -35,7 +38,7 @@ def covariates(
 
     A slow signal is like itself from trial to trial, and so is a feature: shuffling would find
     what is not there. p comes from shifting the signal circularly in time, each recording by its
-    own number of trials.
+    own number of trials: a single one by every number, several by numbers drawn at random.
 
     Parameters
     ----------
@@ -102,13 +105,21 @@ class _Ranked:
         return out
 
     def shifts(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Return rearrangements that shift each recording circularly, ``(n, n_trials)``."""
+        """Return rearrangements that shift each recording circularly, ``(n, n_trials)``.
+
+        No shift is one of them: all together are a group, which makes p exact.
+        """
         order = np.empty((n, len(self.recording)), dtype=int)
         for recording in np.unique(self.recording):
             at = np.flatnonzero(self.recording == recording)
-            by = rng.integers(1, max(2, len(at)), size=(n, 1))
+            by = rng.integers(len(at), size=(n, 1))
             order[:, at] = at[(np.arange(len(at)) + by) % len(at)]
         return order
+
+    def every_shift(self) -> np.ndarray:
+        """Return all shifts of a single recording, ``(n_trials, n_trials)``."""
+        place = np.arange(len(self.recording))
+        return (place[:, None] + place) % len(place)
 
     def floor(self) -> float:
         return float(np.exp(-np.log(np.bincount(self.recording)).sum()))
@@ -139,11 +150,14 @@ def _family(
     def statistic(order: np.ndarray, features: np.ndarray) -> np.ndarray:
         return np.abs(ranked.residual(y_n[order].T).T @ x_nf[:, tested[features]])
 
-    def draw(n: int) -> np.ndarray:
-        return ranked.shifts(n, rng)
-
-    p, _ = sequential_p(statistic, np.abs(r[tested]), draw, n_draws, cost=2)
-    p = np.maximum(p, floor)
+    if not ranked.recording.any() and len(rows) <= min(n_draws, MOST_SHIFTS):
+        null = statistic(ranked.every_shift(), np.arange(len(tested)))
+        p = (null >= np.abs(r[tested]) * (1 - TIE)).mean(0)
+    else:
+        p, _ = sequential_p(
+            statistic, np.abs(r[tested]), lambda n: ranked.shifts(n, rng), n_draws, cost=2
+        )
+        p = np.maximum(p, floor)
     q = false_discovery_control(p) if len(p) else p
     table = pd.DataFrame(
         {

@@ -35,8 +35,8 @@ def tuning_curves(
     Returns
     -------
     DataFrame
-        A row per feature and value: ``feature``, ``variable``, ``value``, ``mean``, ``sem``
-        (standard error over trials, NaN for a single one), ``n`` (trials).
+        A row per feature, in the order given, and value: ``feature``, ``variable``, ``value``,
+        ``mean``, ``sem`` (standard error over trials, NaN for a single one), ``n`` (trials).
 
     Raises
     ------
@@ -53,11 +53,12 @@ def tuning_curves(
             f"feature {outside[0]} is out of range; there are {n_features}, counted from 0"
         )
     value, values = value_codes(data.trials, found)
-    tables = []
+    tables, place = [], np.arange(len(chosen))
     for index, name in enumerate(values):
         at = data.codes[value == index][:, chosen]
         n = len(at)
         sem = at.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(chosen), np.nan)
-        columns = {"feature": chosen, "variable": found.name, "value": name}
+        columns = {"place": place, "feature": chosen, "variable": found.name, "value": name}
         tables.append(pd.DataFrame({**columns, "mean": at.mean(0), "sem": sem, "n": n}))
-    return pd.concat(tables).sort_values(["feature", "value"], kind="stable", ignore_index=True)
+    table = pd.concat(tables).sort_values(["place", "value"], kind="stable", ignore_index=True)
+    return table.drop(columns="place")

@@ -64,6 +64,15 @@ def test_one_recording_cannot_pass_the_correction_and_says_so(running_mice, nois
     assert rows["family"].str.contains("cannot pass").all()
 
 
+def test_every_shift_of_one_recording_is_tried_once(running_mice, noise):
+    one = running_mice[running_mice["recording_id"] == "a"].reset_index(drop=True)
+    x = slow(noise, 5, 8)[:64]
+    rows = covariates(x, one, "running")
+    for f, p in enumerate(rows["p"]):
+        shifted = [spearmanr(x[:, f], np.roll(one["running"], s)).statistic for s in range(64)]
+        assert p == pytest.approx((np.abs(shifted) >= abs(shifted[0]) - 1e-9).mean())
+
+
 def test_the_partial_correlation_is_free_of_the_stimulus(running_mice, noise, tuned):
     """Running goes with direction: a tuned feature seems to follow running, until it is given."""
     trials = running_mice.copy()

@@ -11,6 +11,8 @@ def test_means_and_errors_by_hand(make_trials, noise):
     curves = tuning_curves(x, trials, "direction", [4, 1])
     assert len(curves) == 2 * 8
     assert set(curves["n"]) == {5}
+    assert curves["feature"].tolist() == [4] * 8 + [1] * 8
+    assert curves["value"].tolist() == list(np.arange(8) * 45.0) * 2
     row = curves[(curves["feature"] == 4) & (curves["value"] == 90.0)].iloc[0]
     at = x[trials["direction"] == 90.0, 4]
     assert row["mean"] == pytest.approx(at.mean())
