@@ -49,6 +49,28 @@ def test_features_are_tested_and_removed_on_held_out_trials_alone(results):
     assert not pd.read_parquet(results / "ablation.parquet")["split"].str.contains("fit").any()
 
 
+def test_curves_are_of_the_best_features_in_their_order(results):
+    tuning = pd.read_parquet(results / "tuning.parquet").query("window == 'stimulus'")
+    curves = pd.read_parquet(results / "tuning_curves.parquet").query("window == 'stimulus'")
+    curves = curves[curves["source"] == "feature"].groupby(["recording_id", "variable"])
+    tested = tuning[tuning["status"] == "tested"].groupby(["recording_id", "variable"])
+    assert len(curves) == len(tested) > 0
+    for place, rows in tested:
+        best = rows.sort_values(["significant", "effect"], ascending=False, kind="stable").head(12)
+        shown = curves.get_group(place).drop_duplicates("id")
+        assert shown["id"].tolist() == best["feature"].astype(str).tolist()
+        assert shown["effect"].tolist() == best["effect"].tolist()
+
+
+def test_covariates_are_tested_together_and_animals_told_apart_by_more_than_dates(results):
+    covariates = pd.read_parquet(results / "covariates.parquet")
+    together = covariates[covariates["recording_id"] == "all"]
+    assert together["n_trials"].max() == 3 * 32
+    assert together["p_floor"].max() < covariates["p_floor"].max()
+    known = set(pd.read_parquet(results / "between_confounds.parquet")["covariate"])
+    assert {"n_units", "signal_to_noise", "decoding_accuracy"} <= known
+
+
 def test_a_second_run_runs_nothing_again(results):
     before = {p: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
     run_study(TINY, results)
