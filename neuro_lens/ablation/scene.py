@@ -161,11 +161,6 @@ class Effects:
         off = np.einsum("dvw,vw->dv", change, weight / total[:, None])
         return on, off
 
-    def specificity(self) -> np.ndarray:
-        """Return the extra log-loss on target minus off target, averaged over values, a draw."""
-        on, off = self.on_off()
-        return (on - off).mean(1)
-
 
 def compare(
     spliced: SplicedScene,

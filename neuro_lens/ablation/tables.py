@@ -19,7 +19,7 @@ from .trials import Trials
 FAMILIES = (RANDOM_SETS, DIRECTIONS, LOGIT_SETS, SHUFFLED)
 N_BOOTSTRAP = 4000
 FAIR = 0.2
-"""Relative difference up to which the median set counts as a fair control."""
+"""Relative difference up to which a value's median set counts as a fair control."""
 
 
 @dataclass
@@ -92,8 +92,12 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
     SAE's ``auc_on``), and ``beaten``: whether the interval of the difference is above zero and,
     for controls with many draws, the SAE's specificity above their 95th percentile. A constant
     bias leaves every AUC as it is and costs the others nothing, so no specificity beats it: it is
-    beaten where the SAE's AUC falls, ``auc_high`` below zero. Null where there is no interval, and
-    for matched sets of which the median is off by more than a fifth.
+    beaten where the SAE's AUC falls, ``auc_high`` below zero. Null where there is no interval.
+
+    Matched sets that do not match are no control: SAE and sets are compared on those values alone,
+    ``n_judged`` of ``n_values`` (over folds), of which the median set is off by a fifth at most.
+    ``matched_mean``, ``matched_q95``, ``p_rank``, ``diff_low``, ``diff_high`` and ``beaten`` speak
+    of these, and ``sae_judged`` is the SAE's specificity on them; null where there are none.
     """
     by_recording: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
@@ -223,52 +227,79 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
     n_blocks = [len(pd.unique(b)) for b in blocks]
     weights = [block_weights(b, N_BOOTSTRAP, rng) for b in blocks]
     names = [n for n in folds[0].effects if all(n in f.effects for f in folds)]
-    draws = {n: _bootstrap(folds, n, weights) for n in names}
-    specific = {n: _mean_over_folds([_specificity(f, n) for f in folds]) for n in names}
+    asked = [f.asked for f in folds]
     dose = max((len(g) for f in folds for g in f.groups[SAE].values()), default=0)
-    sae = float(specific[SAE].mean())
     area = bootstrap_interval(_bootstrap_auc(folds, weights), n_blocks)
     rows = []
     for name in names:
-        own = specific[name]
         row = {
             "hook": folds[0].hook,
             "dictionary": name,
             "recording_id": folds[0].recording_id,
             "n_features": dose,
             **_on_off(folds, name, "nats", ("on_target", "off_target")),
-            "specificity": float(own.mean()),
-            **_pair("low", "high", bootstrap_interval(draws[name], n_blocks)),
-            **_ranks(sae, specific.get(RANDOM_SETS) if name == SAE else own, name),
+            "specificity": float(_specificity(folds, name, asked).mean()),
+            **_pair("low", "high", bootstrap_interval(_bootstrap(folds, name, weights), n_blocks)),
+            **_comparison(folds, name, weights, n_blocks),
         }
         for outcome in ("recall", "auc", "nats_orientation"):
             row |= _on_off(folds, name, outcome, (f"{outcome}_on", f"{outcome}_off"))
-        difference = bootstrap_interval(draws[SAE] - draws[name], n_blocks)
-        row |= _pair("diff_low", "diff_high", difference if name != SAE else (np.nan, np.nan))
         row |= _pair("auc_low", "auc_high", area if name == SAE else (np.nan, np.nan))
-        row["beaten"] = _beaten(name, row, sae, area[1]) if _is_fair(folds, name) else None
+        row["beaten"] = _beaten(name, row, area[1])
         row["decision"] = folds[0].decision
         rows.append(row)
     return rows
 
 
-def _beaten(name: str, row: Mapping[str, Any], sae: float, auc_high: float) -> bool | None:
+def _comparison(
+    folds: Sequence[Fold], name: str, weights: Sequence[np.ndarray], n_blocks: Sequence[int]
+) -> dict[str, Any]:
+    """Return how the SAE compares with a control (itself: with random sets) where that is fair."""
+    control = RANDOM_SETS if name == SAE else name
+    used = [_comparable(f, control) for f in folds]
+    here = [i for i, values in enumerate(used) if values.any()]
+    row: dict[str, Any] = {
+        "n_values": int(sum(f.asked.sum() for f in folds)),
+        "n_judged": int(sum(values.sum() for values in used)),
+        "sae_judged": np.nan,
+        **_ranks(np.nan, None),
+        **_pair("diff_low", "diff_high", (np.nan, np.nan)),
+    }
+    if not here or control not in folds[0].effects:
+        return row
+    kept, values = [folds[i] for i in here], [used[i] for i in here]
+    sae = float(_specificity(kept, SAE, values).mean())
+    row["sae_judged"] = sae
+    if control in FAMILIES:
+        row |= _ranks(sae, _specificity(kept, control, values))
+    if name != SAE:
+        drawn = [weights[i] for i in here]
+        apart = _bootstrap(kept, SAE, drawn, values) - _bootstrap(kept, name, drawn, values)
+        interval = bootstrap_interval(apart, [n_blocks[i] for i in here])
+        row |= _pair("diff_low", "diff_high", interval)
+    return row
+
+
+def _beaten(name: str, row: Mapping[str, Any], auc_high: float) -> bool | None:
     judged = auc_high if name == BIAS else row["diff_low"]
     if name == SAE or np.isnan(judged):
         return None
     if name == BIAS:
         return bool(auc_high < 0)
-    above = name not in FAMILIES or sae > row["matched_q95"]
+    above = name not in FAMILIES or row["sae_judged"] > row["matched_q95"]
     return bool(above and row["diff_low"] > 0)
 
 
-def _is_fair(folds: Sequence[Fold], name: str) -> bool:
-    errors = [m.error for f in folds for m in f.matched.get(name, {}).values()]
-    return not errors or bool(np.median(np.concatenate(errors)) <= FAIR)
+def _comparable(fold: Fold, name: str) -> np.ndarray:
+    """Return the values asked for on which a control is one, ``(n_values,)``."""
+    if name not in fold.matched:
+        return fold.asked
+    found = [fold.matched[name][v] for v in fold.trials.values]
+    return fold.asked & [bool(np.median(m.error) <= FAIR) for m in found]
 
 
-def _ranks(sae: float, controls: np.ndarray | None, name: str) -> dict[str, Any]:
-    if controls is None or (name != SAE and name not in FAMILIES):
+def _ranks(sae: float, controls: np.ndarray | None) -> dict[str, Any]:
+    if controls is None:
         return {"matched_q95": np.nan, "matched_mean": np.nan, "p_rank": np.nan, "n_controls": 1}
     return {
         "matched_q95": float(np.quantile(controls, 0.95)),
@@ -278,24 +309,30 @@ def _ranks(sae: float, controls: np.ndarray | None, name: str) -> dict[str, Any]
     }
 
 
-def _specificity(fold: Fold, name: str) -> np.ndarray:
-    on, off = fold.effects[name].on_off()
-    return (on - off)[:, fold.asked].mean(1)
+def _specificity(folds: Sequence[Fold], name: str, values: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the specificity of each draw, the mean over the values of each fold, then folds."""
+    parts = []
+    for fold, used in zip(folds, values, strict=True):
+        on, off = fold.effects[name].on_off()
+        parts.append((on - off)[:, used].mean(1))
+    shortest = min(len(part) for part in parts)
+    return np.mean([part[:shortest] for part in parts], axis=0)
 
 
-def _mean_over_folds(values: Sequence[np.ndarray]) -> np.ndarray:
-    shortest = min(len(v) for v in values)
-    return np.mean([v[:shortest] for v in values], axis=0)
-
-
-def _bootstrap(folds: Sequence[Fold], name: str, weights: Sequence[np.ndarray]) -> np.ndarray:
+def _bootstrap(
+    folds: Sequence[Fold],
+    name: str,
+    weights: Sequence[np.ndarray],
+    values: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
     """Return the specificity in each draw of repeat blocks, shape ``(n_draws,)``."""
     parts = []
-    for fold, weight in zip(folds, weights, strict=True):
+    values = [f.asked for f in folds] if values is None else values
+    for fold, weight, used in zip(folds, weights, values, strict=True):
         effects = fold.effects[name]
         on = _weighted(effects.extra, effects.trials.is_value, weight)
         off = _weighted(effects.extra, ~effects.trials.is_value, weight)
-        parts.append(np.nanmean((on - off)[:, fold.asked], axis=1))
+        parts.append(np.nanmean((on - off)[:, used], axis=1))
     return np.mean(parts, axis=0)
 
 

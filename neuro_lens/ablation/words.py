@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -40,13 +41,15 @@ MEANING = {
 }
 
 
-def verdict(summary: pd.DataFrame) -> list[str]:
+def verdict(summary: pd.DataFrame, remarks: bool = True) -> list[str]:
     """Return in words what a summary says: the effect, and the controls it beats and does not.
 
     Parameters
     ----------
     summary : DataFrame
-        From `neuro_lens.ablation.cross_fitted_study`.
+        From `neuro_lens.ablation.cross_fitted_study`; of several seeds, with a column ``seed``.
+    remarks : bool
+        Also what the SAE's rows say of themselves: matching, and controls not run.
 
     Returns
     -------
@@ -54,25 +57,42 @@ def verdict(summary: pd.DataFrame) -> list[str]:
         Sentences for each hook and recording.
     """
     sentences: list[str] = []
-    for (hook, recording_id), rows in summary.groupby(["hook", "recording_id"], sort=False):
-        sae = rows[rows["dictionary"] == SAE].iloc[0]
-        sentences.append(_effect(sae, str(hook), str(recording_id)))
-        judged = rows[~rows["dictionary"].isin([SAE, BIAS]) & rows["beaten"].notna()]
-        beaten = judged.loc[judged["beaten"].astype(bool), "dictionary"].tolist()
-        standing = judged.loc[~judged["beaten"].astype(bool), "dictionary"].tolist()
-        if beaten:
-            sentences.append(f"It is larger than that of {listing(beaten)}.")
-        elif len(judged):
-            sentences.append("It beats none of its controls.")
-        if standing and beaten:
-            sentences.append(f"It is not larger than that of {listing(standing)}.")
+    for _, rows in summary.groupby(["hook", "recording_id"], sort=False):
+        sae = rows[rows["dictionary"] == SAE]
+        if sae.empty:
+            continue
+        sentences.append(_effect(sae))
+        sentences += _comparisons(rows)
         sentences += _criterion(sae, rows[rows["dictionary"] == BIAS])
-        unjudged = rows.loc[(rows["dictionary"] != SAE) & rows["beaten"].isna(), "dictionary"]
-        if len(unjudged):
-            sentences.append(f"No verdict on {listing(unjudged)}.")
-        if "words" in rows and isinstance(sae["words"], str) and sae["words"]:
-            sentences.append(sae["words"])
+        if remarks and "words" in sae:
+            sentences += [w for w in sae["words"].drop_duplicates() if isinstance(w, str) and w]
     return sentences
+
+
+class Judgements(NamedTuple):
+    """The controls that the SAE beats in every seed, in some, in none; and the unjudged."""
+
+    beaten: list[str]
+    mixed: list[str]
+    standing: list[str]
+    unjudged: list[str]
+
+
+def judge(summary: pd.DataFrame) -> Judgements:
+    """Return which controls the SAE beats, the constant bias included, over all seeds."""
+    found = Judgements([], [], [], [])
+    if "beaten" not in summary:
+        return found
+    controls = summary[summary["dictionary"] != SAE]
+    for name, verdicts in controls.groupby("dictionary", sort=False)["beaten"]:
+        yes = verdicts.dropna().astype(bool)
+        if yes.empty:
+            found.unjudged.append(str(name))
+        elif yes.all():
+            found.beaten.append(str(name))
+        else:
+            (found.mixed if yes.any() else found.standing).append(str(name))
+    return found
 
 
 def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str, str]) -> list[str]:
@@ -89,7 +109,10 @@ def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str,
         here = matching[
             (matching["hook"] == row.hook) & (matching["recording_id"] == row.recording_id)
         ]
-        found = [_match_words(here, RANDOM_SETS), _match_words(here, LOGIT_SETS)]
+        same = summary[
+            (summary["hook"] == row.hook) & (summary["recording_id"] == row.recording_id)
+        ].set_index("dictionary")
+        found = [_match_words(here, same, name) for name in (RANDOM_SETS, LOGIT_SETS)]
         if row.decision:
             found.append(
                 "The answer is a linear function of this hook, so features here are the decision "
@@ -106,41 +129,80 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _effect(sae: pd.Series, hook: str, recording_id: str) -> str:
-    side = "above zero" if sae["low"] > 0 else "below zero" if sae["high"] < 0 else "covering zero"
-    interval = f"95 % interval {sae['low']:+.2f} to {sae['high']:+.2f}, {side}"
-    if pd.isna(sae["low"]):
+def _effect(sae: pd.DataFrame) -> str:
+    low, high = sae["low"].min(), sae["high"].max()
+    side = "above zero" if low > 0 else "below zero" if high < 0 else "covering zero"
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}, {side}"
+    if sae["low"].isna().any():
         interval = "no interval from so few repeat blocks"
+    seeds = f"mean over {len(sae)} seeds; widest " if len(sae) > 1 else ""
+    place = sae.iloc[0]
     return (
-        f"{recording_id}, {hook}: removing a value's features costs its own trials "
-        f"{sae['on_target']:+.2f} nats and the others {sae['off_target']:+.2f}; the difference is "
-        f"{sae['specificity']:+.2f} ({interval}; bootstrap over repeat blocks, this recording "
-        f"only; rank p {_p(sae)} among {sae['n_controls']} matched random sets)."
+        f"{place['recording_id']}, {place['hook']}: removing a value's features costs its own "
+        f"trials {_signed(sae['on_target'].mean())} nats and the others "
+        f"{_signed(sae['off_target'].mean())}; the difference is "
+        f"{_signed(sae['specificity'].mean())} ({seeds}{interval}; bootstrap over repeat blocks, "
+        f"this recording only{_rank(sae)})."
     )
 
 
-def _criterion(sae: pd.Series, bias: pd.DataFrame) -> list[str]:
+def _comparisons(rows: pd.DataFrame) -> list[str]:
+    """Return which controls are beaten; the constant bias has a sentence of its own."""
+    found = judge(rows[rows["dictionary"] != BIAS])
+    sentences = []
+    if found.beaten:
+        sentences.append(f"It is larger than that of {listing(found.beaten)}.")
+    if found.mixed:
+        sentences.append(f"It is larger than that of {listing(found.mixed)} in some seeds only.")
+    if found.standing and (found.beaten or found.mixed):
+        sentences.append(f"It is not larger than that of {listing(found.standing)}.")
+    elif found.standing:
+        sentences.append("It beats none of its controls.")
+    if found.unjudged:
+        sentences.append(f"No verdict on {listing(found.unjudged)}.")
+    return sentences
+
+
+def _criterion(sae: pd.DataFrame, bias: pd.DataFrame) -> list[str]:
     """Return whether the value is lost or only the criterion moved, as a constant bias would."""
-    if bias.empty or bias["beaten"].isna().all():
+    beaten = bias["beaten"].dropna().astype(bool)
+    if beaten.empty:
         return []
     area = (
-        f"AUC against the rest changes by {sae['auc_on']:+.3f} "
-        f"({sae['auc_low']:+.3f} to {sae['auc_high']:+.3f})"
+        f"AUC against the rest changes by {_signed(sae['auc_on'].mean(), 3)} "
+        f"({_signed(sae['auc_low'].min(), 3)} to {_signed(sae['auc_high'].max(), 3)})"
     )
-    if bias["beaten"].astype(bool).all():
+    if beaten.all():
         return [f"A value's {area}, which no constant on its logit does."]
+    some = "in some seeds " if beaten.any() else ""
     return [
-        f"A constant on the logit could do the same: a value's {area}, so the criterion moved "
-        "and the variable is not shown to be lost."
+        f"A constant on the logit could do the same: a value's {area}, so {some}the criterion "
+        "moved and the variable is not shown to be lost."
     ]
 
 
-def _p(sae: pd.Series) -> str:
-    floor = 1 / (sae["n_controls"] + 1)
-    return f"≤ {floor:.3g}" if sae["p_rank"] <= floor * (1 + 1e-9) else f"{sae['p_rank']:.3g}"
+def _rank(sae: pd.DataFrame) -> str:
+    """Return the SAE's rank among the random sets, the worst over seeds."""
+    if sae["p_rank"].isna().any():
+        return ""
+    worst = sae.sort_values("p_rank").iloc[-1]
+    floor = 1 / (worst["n_controls"] + 1)
+    p = f"{worst['p_rank']:.3g}" if worst["p_rank"] > floor * (1 + 1e-9) else f"≤ {floor:.3g}"
+    words = f"; rank p {p} among {worst['n_controls']:.0f} matched random sets"
+    if (sae["n_judged"] < sae["n_values"]).any():
+        words += (
+            f" on the {sae['n_judged'].mean():.0f} of {sae['n_values'].mean():.0f} values, over "
+            f"folds, that have such sets, where the difference is "
+            f"{_signed(sae['sae_judged'].mean())}"
+        )
+    return words
 
 
-def _match_words(matching: pd.DataFrame, control: str) -> str:
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _match_words(matching: pd.DataFrame, summary: pd.DataFrame, control: str) -> str:
     rows = matching[matching["dictionary"] == control]
     if rows.empty:
         return ""
@@ -152,4 +214,13 @@ def _match_words(matching: pd.DataFrame, control: str) -> str:
     words += f" ({share:.0%} of the sets within 5 %, {rows['n_features'].mean():.0f} features each)"
     if share < POOR_MATCH:
         words += f"; the worst is off by {rows['worst'].max():.0%}"
+    judged, every = summary.loc[control, "n_judged"], summary.loc[control, "n_values"]
+    if judged < every:
+        words += (
+            f"; they are compared on the {judged} of {every} values, over folds, whose sets match "
+            f"within a fifth, where the SAE's specificity is "
+            f"{_signed(summary.loc[control, 'sae_judged'])}"
+            if judged
+            else "; on no value do they match within a fifth, so they are not compared"
+        )
     return words + "."

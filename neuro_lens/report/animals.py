@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..ablation.words import listing
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .notes import DATE, is_sur_v1
-from .style import FAINT, VERMILION, blank, listing, number, p_value, plural, styled
+from .style import FAINT, VERMILION, blank, number, p_value, plural, styled
 
 
 def animals_section(results: Results) -> Section:

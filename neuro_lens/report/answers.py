@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..ablation.controls import BIAS
+from ..ablation.words import judge, listing
 from .animals import between_ranks
 from .blocks import Answer, Results
 from .decoding import above_chance, by_accuracy, decoding_summary
 from .features import during_stimulus
 from .notes import is_sur_v1
-from .removal import ablated_hooks, chosen, judgements
-from .style import interval, listing, number, p_value, plural
+from .removal import ablated_hooks, chosen
+from .style import interval, number, p_value, plural
 
 
 def answers(results: Results) -> list[Answer]:
@@ -129,20 +131,32 @@ def _ablation(results: Results) -> Answer | None:
         f"{number(sae['specificity'].mean(), sign=True)} nats on the target beyond the others "
         f"{interval(low, high)} at {hooks[0]}"
     )
-    if "matched_q95" in sae and sae["matched_q95"].notna().any():
+    if sae["matched_q95"].notna().any():
         text += f"; matched random sets reach {number(sae['matched_q95'].max(), sign=True)}"
-    specific = bool(low > 0)
-    _, mixed, none, _ = judgements(table)
-    standing = [*none, *mixed]
-    if "beaten" in table:
-        text += f". Not beaten: {listing(standing)}" if standing else ". Every control is beaten"
-    word = "Yes" if specific else "Not shown"
-    return Answer(
-        "Does removing them impair what they stand for?",
-        "Yes, and so do some controls" if specific and standing else word,
-        text + ".",
-        "good" if specific and not standing else "plain" if specific else "bad",
-    )
+    if (sae["n_judged"] < sae["n_values"]).any():
+        judged, every = sae["n_judged"].mean(), sae["n_values"].mean()
+        text += (
+            f" (compared on the {judged:.0f} of {every:.0f} values that have such sets; there the "
+            f"features cost {number(sae['sae_judged'].mean(), sign=True)})"
+        )
+    found = judge(table)
+    standing = [*found.standing, *found.mixed]
+    if standing:
+        text += f". Not beaten: {listing(standing)}"
+    elif found.beaten and not found.unjudged:
+        text += ". Every control is beaten"
+    text += f". No verdict on {listing(found.unjudged)}" if found.unjudged else ""
+    word, tone = "Yes", "good"
+    if not low > 0:
+        word, tone = "Not shown", "bad"
+    elif BIAS in standing:
+        word, tone = "It costs log-loss; the criterion may only have moved", "plain"
+    elif standing:
+        word, tone = "Yes, and so do some controls", "plain"
+    elif found.unjudged:
+        word, tone = "Yes, beside the controls that could be judged", "plain"
+    question = "Does removing them impair what they stand for?"
+    return Answer(question, word, text + ".", tone)
 
 
 def _animals(results: Results) -> Answer | None:

@@ -23,8 +23,9 @@ COLUMNS = {
     "covariates": "recording_id hook covariate feature r p_floor significant n_trials status",
     "between": "variable hook split count is_true",
     "between_confounds": "variable covariate association separates",
-    "ablation": "hook dictionary recording_id ablated tested nats",
-    "ablation_summary": "hook dictionary recording_id specificity low high",
+    "ablation": "hook dictionary recording_id variable ablated tested nats",
+    "ablation_summary": "hook dictionary recording_id on_target off_target specificity low high "
+    "auc_on auc_low auc_high matched_q95 p_rank n_controls n_values n_judged sae_judged beaten",
 }
 
 

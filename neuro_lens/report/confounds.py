@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,9 +12,8 @@ from matplotlib.patches import Patch
 
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .decoding import by_accuracy, decoding_summary
-from .features import during_stimulus
 from .notes import ORDER, is_sur_v1
-from .style import BLUE, GREY, INK, blank, number, p_value, styled
+from .style import BLUE, GREY, INK, VERMILION, blank, number, p_value, styled
 
 
 def before_section(results: Results) -> Section:
@@ -26,10 +26,11 @@ def before_section(results: Results) -> Section:
     section.blocks.append(
         Picture(
             plot_before(decoding),
-            f"Accuracy of the {_decoder(decoding)} decoder in the second before the stimulus "
-            "(open) and during it (filled), mean over seeds; grey: chance, exact binomial 95 %. "
-            "The coming stimulus cannot be there yet: what is decoded before it comes from the "
-            "stimulus before, or from the order.",
+            "Accuracy in the second before the stimulus (open) and during it (filled), mean over "
+            "seeds; grey: chance, exact binomial 95 %. The transformer was trained on the stimulus "
+            "alone, so what it misses before it may be there: the linear decoder (diamond) was "
+            "fitted to that second. The coming stimulus cannot be there yet: what is decoded "
+            "before it comes from the stimulus before, or from the order.",
             "Decoding before and during the stimulus",
         )
     )
@@ -64,6 +65,9 @@ def plot_before(decoding: pd.DataFrame) -> Figure:
             if any(row is None for row in pair):
                 continue
             first, then = pair
+            linear = _row(before, "linear", recording, variable)
+            if linear is not None:
+                axis.plot(linear.accuracy, y, "D", ms=5, mfc="white", mec=VERMILION, mew=1.2)
             width = first.chance_high - first.chance_low
             axis.barh(y, width, 0.62, left=first.chance_low, color="#dfe3e8")
             axis.plot([first.accuracy, then.accuracy], [y, y], color=GREY, lw=0.9, zorder=1)
@@ -74,11 +78,22 @@ def plot_before(decoding: pd.DataFrame) -> Figure:
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
     marks = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker="D",
+            ms=5,
+            mfc="white",
+            mec=VERMILION,
+            mew=1.2,
+            label="before, linear",
+        ),
         Line2D([], [], ls="", marker="o", ms=6.5, mfc="white", mec=INK, mew=1.2, label="before"),
         Line2D([], [], ls="", marker="o", ms=7, color=BLUE, label="during"),
         Patch(color="#dfe3e8", label="chance, 95 %"),
     ]
-    figure.legend(handles=marks, loc="outside upper right", ncols=3, handletextpad=0.4)
+    figure.legend(handles=marks, loc="outside upper right", ncols=4, handletextpad=0.4)
     return figure
 
 
@@ -117,7 +132,7 @@ def _tuned_grid(tuning: pd.DataFrame) -> Grid:
         ["hook", "recording", *headers],
         rows,
         "Significant features, tested the same way in the second before the stimulus and during "
-        "it. Mean over seeds.",
+        "it, of a decoder and a dictionary that were trained on the stimulus. Mean over seeds.",
         text_columns=2,
     )
 
@@ -131,53 +146,82 @@ def covariates_section(results: Results) -> Section:
         return section
     given = table["given"] if "given" in table else pd.Series("", index=table.index)
     table = table.assign(given=given.fillna("").astype(str))
-    signals = list(dict.fromkeys(zip(table["covariate"], table["given"], strict=True)))
-    tuned = _tuned(results.get("tuning"))
-    rows = []
-    for place, group in table.groupby(["hook", "recording_id"], sort=False):
-        one = group[(group["covariate"] == signals[0][0]) & (group["given"] == signals[0][1])]
-        seeds = one["seed"].nunique() if "seed" in one else 1
-        counts = [
-            _count(group[(group["covariate"] == c) & (group["given"] == g)], tuned, seeds)
-            for c, g in signals
-        ]
-        tested = number((one["status"] == "tested").sum() / seeds, 0)
-        ends = [number(group["r"].abs().max()), p_value(group["p_floor"].min())]
-        rows.append([*map(str, place), str(int(one["n_trials"].max())), tested, *counts, *ends])
-    headers = [f"{c}, {g} fixed" if g else c for c, g in signals]
-    section.blocks.append(
-        Grid(
-            ["hook", "recording", "trials", "tested", *headers, "largest |r|", "smallest p"],
-            rows,
-            "Features that go with running speed or pupil size, and in brackets those of them that "
-            "are significant for a stimulus variable too. Spearman’s rank correlation over trials; "
-            "with a variable fixed, its mean at each value is taken out of both first. Both "
-            "signals change slowly, so p comes from circular shifts over trials; the smallest p is "
-            "what so few shifts can give. Mean over seeds.",
-            text_columns=2,
-        )
-    )
+    section.blocks.append(_covariates_grid(table))
+    limit = shift_limit(table, results.setting("tuning", "alpha", default=0.05))
+    if limit:
+        section.blocks.append(Paragraph(limit))
     return section
 
 
-def _count(rows: pd.DataFrame, tuned: set[tuple] | None, seeds: int) -> str:
-    """Write how many features are significant, and how many of them are tuned as well."""
-    found = rows[rows["significant"].astype(bool)]
-    if tuned is None:
-        return number(len(found) / seeds, 0)
-    both = sum(key in tuned for key in _keys(found))
-    return f"{number(len(found) / seeds, 0)} ({number(both / seeds, 0)})"
+def shift_limit(table: pd.DataFrame, alpha: float) -> str:
+    """Return in words what the circular shifts of a single recording cannot show, if anything.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``covariates`` table.
+    alpha : float
+        Level of the corrected p.
+    """
+    rows = table[(table["recording_id"] != "all") & (table["status"] == "tested")]
+    keys = [k for k in ("seed", "hook", "recording_id", "covariate", "given") if k in rows]
+    families = rows.groupby(keys, dropna=False).agg(
+        n=("feature", "size"), trials=("n_trials", "max"), floor=("p_floor", "max")
+    )
+    needed = np.ceil(families["n"] * families["floor"] / alpha)
+    shifts = (families["floor"] * families["trials"]).round(6) == 1
+    if families.empty or not (shifts & (needed > 1)).all():
+        return ""
+    some = families[families["trials"] == families["trials"].max()].iloc[0]
+    words = (
+        f"With {int(some['trials'])} trials the smallest p by circular shift is "
+        f"1/{int(some['trials'])} = {p_value(some['floor'])}, so within one recording no feature "
+    )
+    if (families["floor"] > alpha).all():
+        return f"{words}can pass the correction."
+    low, high = int(needed.min()), int(needed.max())
+    many = f"{low} to {high}" if low < high else f"{low}"
+    words += (
+        f"can pass the correction alone: {many} of a recording would have to reach it together."
+    )
+    together = bool((table["recording_id"] == "all").any())
+    return words + " All recordings together allow a smaller p." * together
 
 
-def _tuned(tuning: pd.DataFrame | None) -> set[tuple] | None:
-    """Return the features that are significant for a stimulus variable, None if not tested."""
-    if tuning is None:
-        return None
-    tuning = during_stimulus(tuning)
-    return set(_keys(tuning[tuning["significant"].astype(bool)]))
+def _covariates_grid(table: pd.DataFrame) -> Grid:
+    """Return the strongest correlation of any feature with each signal."""
+    order = [(c, g) for c in table["covariate"].unique() for g in table["given"].unique()]
+    table = table.sort_values("recording_id", key=lambda ids: ids != "all", kind="stable")
+    rows = []
+    for hook in table["hook"].unique():
+        for recording, group in table[table["hook"] == hook].groupby("recording_id", sort=False):
+            name = "all together" if recording == "all" else str(recording)
+            cells = [
+                _strongest(group[(group["covariate"] == c) & (group["given"] == g)])
+                for c, g in order
+            ]
+            size = [str(int(group["n_trials"].max())), p_value(group["p_floor"].min())]
+            rows.append([str(hook), name, *size, *cells])
+    return Grid(
+        ["hook", "recording", "trials", "smallest p", *(_signal(c, g) for c, g in order)],
+        rows,
+        "The strongest rank correlation (Spearman’s |r|, over trials, within recordings) of any "
+        "feature with running speed or pupil size, and in brackets how many features are "
+        "significant after correction. The strongest of so many is far from 0 by chance alone. "
+        "With a variable fixed, its mean at each value is taken out of both first. Both signals "
+        "change slowly, so p comes from circular shifts over trials; the smallest p is what that "
+        "many trials and shifts can give. Mean over seeds.",
+        text_columns=2,
+    )
 
 
-def _keys(table: pd.DataFrame) -> list[tuple]:
-    """Return what names a feature: its seed, hook and number."""
-    seed = table["seed"] if "seed" in table else pd.Series(0, index=table.index)
-    return list(zip(seed, table["hook"], table["feature"], strict=True))
+def _signal(covariate: str, given: str) -> str:
+    return f"{given} fixed" if given else covariate
+
+
+def _strongest(rows: pd.DataFrame) -> str:
+    """Write the largest |r| and the number of significant features, means over seeds."""
+    seed = rows["seed"] if "seed" in rows else pd.Series(0, index=rows.index)
+    largest = rows["r"].abs().groupby(seed).max().mean()
+    count = rows["significant"].astype(bool).groupby(seed).sum().mean()
+    return f"{number(largest)} ({number(count, 0)})"

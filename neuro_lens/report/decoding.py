@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.stats import binom
 
+from ..ablation.words import listing
 from .blocks import Grid, Picture, Results, Section, absent, over_seeds
 from .style import (
     BAND,
@@ -19,7 +20,6 @@ from .style import (
     VERMILION,
     blank,
     interval,
-    listing,
     number,
     plural,
     styled,

@@ -82,14 +82,17 @@ def _curves_picture(curves: pd.DataFrame, best: pd.DataFrame, variable: str) -> 
         if column in shown and column in best:
             features = shown[column] == best[column].iloc[0]
             shown = shown[features | (shown["source"] == "unit")]
-    wanted = best["feature"].astype(str).tolist()
-    shown = shown[(shown["source"] == "unit") | shown["id"].astype(str).isin(wanted)]
-    order = {name: i for i, name in enumerate(wanted)}
-    shown = shown.sort_values("id", key=lambda ids: ids.astype(str).map(order), kind="stable")
-    notes = {
-        ("feature", str(r.feature)): f"{effect_label(r.effect_name)} {number(r.effect)}"
-        for r in best.itertuples()
-    }
+    order = {name: i for i, name in enumerate(best["feature"].astype(str))}
+    features = shown[(shown["source"] == "feature") & shown["id"].astype(str).isin(order)]
+    features = features.sort_values("id", key=lambda ids: ids.map(order), kind="stable")
+    units = shown[shown["source"] == "unit"]
+    if "effect" in units:
+        units = units.sort_values("effect", ascending=False, kind="stable")
+    label = effect_label(str(best["effect_name"].iloc[0]))
+    effects = [("feature", r.feature, r.effect) for r in best.itertuples()]
+    effects += [("unit", r.id, r.effect) for r in units.itertuples() if "effect" in units]
+    notes = {(source, str(name)): f"{label} {number(effect)}" for source, name, effect in effects}
+    shown = pd.concat([features, units])
     n = int(shown["n"].median()) if len(shown) else 0
     mirrored = (
         " Orientation has a period of 180°, so each curve is drawn twice."
@@ -99,10 +102,11 @@ def _curves_picture(curves: pd.DataFrame, best: pd.DataFrame, variable: str) -> 
     return Picture(
         plot_tuning(shown, variable, notes=notes),
         f"Tuning to {variable} in {recording}, held-out trials (about {n} a value). Upper row: "
-        f"SAE features at {hook}, mean activation; lower row: the best single units of the same "
-        "recording, mean response. Band: ± 1 standard error over trials. Dashed grey: the same in "
-        "the second before the stimulus. Thin ring: zero where responses are negative."
-        f"{mirrored}",
+        f"the SAE features at {hook} with the largest {label}, mean activation; lower row: the "
+        "single units of the same recording with the largest, mean response. Both are chosen by "
+        "the trials that are drawn, so the largest are somewhat too large. Band: ± 1 standard "
+        "error over trials. Dashed grey: the same in the second before the stimulus. Thin ring: "
+        f"zero where responses are negative.{mirrored}",
         f"Polar tuning curves for {variable}",
     )
 
@@ -232,7 +236,8 @@ def _best_grid(best: pd.DataFrame, variable: str) -> Grid:
     return Grid(
         headers,
         rows,
-        f"The features most selective for {variable}. Effect sizes are bias-corrected; p from "
+        f"The features most selective for {variable}. Effect sizes are corrected for the bias of "
+        "small samples, not for being the largest of many; p from "
         "permutations of the labels within what is exchangeable, over trials (≤: the smallest p "
         f"that so many permutations give); q corrected over features{corrected}.",
         text_columns=2,

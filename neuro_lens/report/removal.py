@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..ablation import verdict
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .style import (
     BLUE,
@@ -16,7 +17,6 @@ from .style import (
     VERMILION,
     blank,
     interval,
-    listing,
     number,
     p_value,
     styled,
@@ -79,56 +79,6 @@ def chosen(summary: pd.DataFrame, n_features: int | None) -> pd.DataFrame:
     return summary[summary.groupby(keys)["n_features"].transform(pick).astype(bool)]
 
 
-def verdicts(summary: pd.DataFrame) -> list[str]:
-    """Return in words whether the SAE's features are specific and which controls they beat.
-
-    Parameters
-    ----------
-    summary : DataFrame
-        ``ablation_summary`` of one hook and recording.
-    """
-    sae = summary[summary["dictionary"] == "sae"]
-    if sae.empty:
-        return []
-    low, high, mean = sae["low"].min(), sae["high"].max(), sae["specificity"].mean()
-    side = "above" if low > 0 else "below" if high < 0 else "not separable from"
-    words = [
-        f"{sae['recording_id'].iloc[0]}: removing a value’s features costs its own trials "
-        f"{number(mean, sign=True)} nats more than the others {interval(low, high)}, "
-        f"{side} zero (bootstrap over repeat blocks, this recording only)."
-    ]
-    beaten, mixed, standing, unjudged = judgements(summary)
-    if beaten:
-        words.append(f"The SAE beats {listing(beaten)}.")
-    if mixed:
-        words.append(f"{'It' if beaten else 'The SAE'} beats {listing(mixed)} in some seeds only.")
-    if standing:
-        none = not (beaten or mixed)
-        words.append(
-            "The SAE beats none of its controls."
-            if none
-            else f"It does not beat {listing(standing)}."
-        )
-    if unjudged:
-        words.append(f"No verdict on {listing(unjudged)}.")
-    return words
-
-
-def judgements(summary: pd.DataFrame) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Return the controls that the SAE beats in every seed, in some, in none; and the unjudged."""
-    if "beaten" not in summary:
-        return [], [], [], []
-    beaten, mixed, standing, unjudged = lists = ([], [], [], [])  # type: ignore[var-annotated]
-    controls = summary[summary["dictionary"] != "sae"]
-    for name, verdict in controls.groupby("dictionary", sort=False)["beaten"]:
-        yes = [bool(v) for v in verdict if not pd.isna(v)]
-        if not yes:
-            unjudged.append(str(name))
-        else:
-            (beaten if all(yes) else mixed if any(yes) else standing).append(str(name))
-    return lists
-
-
 @styled
 def plot_matrix(ablation: pd.DataFrame, unit: str = "°") -> Figure:
     """Plot extra log-loss, value whose features are removed × value of the trial.
@@ -173,8 +123,8 @@ def plot_specificity(summary: pd.DataFrame) -> Figure:
     ----------
     summary : DataFrame
         ``ablation_summary`` of one hook: ``dictionary``, ``recording_id``, ``specificity``,
-        ``low``, ``high``, and where there are ``matched_mean`` and ``matched_q95``; several
-        seeds are drawn beside each other.
+        ``low``, ``high``, ``matched_mean`` and ``matched_q95``; several seeds are drawn beside
+        each other.
 
     Returns
     -------
@@ -206,11 +156,13 @@ def plot_specificity(summary: pd.DataFrame) -> Figure:
 
 def _draw_matched(axis, y: float, row) -> None:
     """Draw where random sets matched on what they remove lie: mean to 95th percentile."""
-    mean, high = getattr(row, "matched_mean", None), getattr(row, "matched_q95", None)
-    if mean is None or high is None or not np.isfinite(mean) or not np.isfinite(high):
+    mean, high = row.matched_mean, row.matched_q95
+    if not np.isfinite(mean) or not np.isfinite(high):
         return
     axis.plot([mean, high], [y, y], color=FAINT, lw=9, solid_capstyle="butt", zorder=0)
     axis.plot([high, high], [y - 0.17, y + 0.17], color=VERMILION, lw=1.4, zorder=1)
+    if row.n_judged < row.n_values:
+        axis.plot([row.sae_judged], [y], "o", ms=5.5, mfc="white", mec=BLUE, mew=1.2, zorder=4)
 
 
 def _offsets(n: int) -> np.ndarray:
@@ -236,9 +188,9 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
     blocks: list = []
     for recording in recordings:
         of_recording = summary[summary["recording_id"] == recording]
-        blocks += [Paragraph(words, kind) for words in verdicts(of_recording)]
+        blocks += [Paragraph(words, kind) for words in verdict(of_recording, remarks=False)]
         blocks += _matrix_pictures(results, hook, recording)
-    n_controls = int(summary["n_controls"].max()) if "n_controls" in summary else 0
+    n_controls = int(summary["n_controls"].max())
     several = "seed" in summary and summary["seed"].nunique() > 1
     blocks.append(
         Picture(
@@ -247,9 +199,11 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
             "features are removed, minus that on the other trials, averaged over values. "
             "Features chosen on one half of the held-out repeats and tested on the other, both "
             "ways. Bar: 95 % interval, bootstrap over repeat blocks. Grey block: "
-            "a control’s draws, mean to 95th percentile (orange); beside the SAE, those of the "
-            f"{n_controls or 'random'} random sets matched on what they remove from the target’s "
-            f"trials.{' One line a seed.' if several else ''}",
+            "a control’s draws, mean to 95th percentile (orange), of matched sets on the values "
+            "where they match (open: the SAE on the same values, where these are not all); beside "
+            f"the SAE, those of the {n_controls} random sets matched on "
+            "what they remove from the target’s trials."
+            f"{' One line a seed.' if several else ''}",
             "Specificity of the SAE and its controls",
         )
     )
@@ -296,7 +250,7 @@ def _matrix_pictures(results: Results, hook: str, recording: str) -> list[Pictur
         plot_matrix(rows, "°" if rows["tested"].dtype.kind in "iuf" else ""),
         "Extra log-loss (nats) when the features of one value (row) are removed, on the trials of "
         f"each value (column); {recording}{size}, mean over folds and seeds."
-        f"{_removed_share(rows)}",
+        f"{_removed_share(rows)}{_opposite(rows)}",
         "Ablation matrix",
         width="66%",
     )
@@ -313,6 +267,22 @@ def _removed_share(rows: pd.DataFrame) -> str:
     ).replace("%", " %")
 
 
+def _opposite(rows: pd.DataFrame) -> str:
+    """Return what removal costs the opposite direction: as much, where it is of orientation."""
+    if set(rows["variable"]) != {"direction"}:
+        return ""
+    apart = (rows["tested"] - rows["ablated"]).astype(float) % 360
+    on, across = rows.loc[apart == 0, "nats"].mean(), rows.loc[apart == 180, "nats"].mean()
+    rest = rows.loc[~apart.isin([0, 180]), "nats"].mean()
+    if not np.isfinite(across):
+        return ""
+    return (
+        f" Mean on the direction itself {number(on, sign=True)}, on the opposite one "
+        f"{number(across, sign=True)}, on the rest {number(rest, sign=True)}: what the opposite "
+        "one loses too is orientation."
+    )
+
+
 def _summary_grid(summary: pd.DataFrame) -> Grid:
     """Return the table of what each dictionary's removal does, the SAE's first."""
     changes = {
@@ -324,8 +294,8 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         "auc_off": "off",
     }
     shown = [c for c in changes if c in summary]
-    ranked = "p_rank" in summary and bool(summary["p_rank"].notna().any())
-    judged = "beaten" in summary and bool(summary["beaten"].notna().any())
+    ranked = bool(summary["p_rank"].notna().any())
+    judged = bool(summary["beaten"].notna().any())
     apart = judged and "diff_low" in summary
     several = summary["recording_id"].nunique() > 1
     rows = []
@@ -338,7 +308,7 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         if apart:
             cells.append(interval(group["diff_low"].min(), group["diff_high"].max()) or "–")
         if ranked:
-            floor = 1 / (group["n_controls"].max() + 1) if "n_controls" in group else None
+            floor = 1 / (group["n_controls"].max() + 1)
             cells.append(p_value(group["p_rank"].max(), floor))
         if judged:
             cells.append(_yes(group["beaten"]))
@@ -356,8 +326,11 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         "all seeds."
         + " SAE minus it: 95 % interval of the difference in specificity." * apart
         + " p: the SAE’s rank among the control’s draws, the largest over seeds." * ranked
-        + " The SAE beats a control where it lies above the 95th percentile of its draws, or the "
-        "interval of the difference above zero." * judged,
+        + " The SAE beats a control where the interval of the difference lies above zero and, of "
+        "one with many draws, the SAE above their 95th percentile; the constant bias where its "
+        "AUC falls."
+        * judged
+        + " Matched sets are compared on the values where they match." * judged,
         text_columns=1 + several,
     )
 

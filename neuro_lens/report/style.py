@@ -112,13 +112,6 @@ def interval(low: Any, high: Any, digits: int = 2) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
-def listing(words: list[str]) -> str:
-    """Join words as a sentence does."""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def plural(n: int, word: str) -> str:
     """Write a count of things."""
     return f"{n} {word}{'' if n == 1 else 's'}"

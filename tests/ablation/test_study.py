@@ -84,7 +84,34 @@ def test_sets_that_cannot_be_matched_get_no_verdict(study):
     logit = study.matching[study.matching["dictionary"] == "logit-matched sets"]
     assert (logit["share_matched"] == 0).all()
     assert pd.isna(row(study, "logit-matched sets")["beaten"])
+    assert row(study, "logit-matched sets")["n_judged"] == 0
+    assert "on no value do they match within a fifth" in row(study, "sae")["words"]
     assert any("No verdict on logit-matched sets" in s for s in verdict(study.summary))
+
+
+def test_matched_sets_are_compared_where_they_match(hooked, dimensions, report, carriers):
+    from dataclasses import replace
+
+    from neuro_lens.ablation.study import Settings, _fold
+    from neuro_lens.ablation.tables import summary_table
+
+    from .toy import TASKS
+
+    settings = Settings(HOOK, "direction", TASKS["grating"], controls=20, seed=0)
+    fold = _fold(hooked, dimensions, report, carriers, settings, "given", "m1")
+    for found in fold.matched["random sets"].values():
+        assert np.median(found.error) <= 0.2
+    before = summary_table([fold]).set_index("dictionary").loc["random sets"]
+    assert (before["n_judged"], before["n_values"]) == (4, 4)
+    off = replace(fold.matched["random sets"][CLASSES[0]], error=np.ones(20))
+    fold.matched["random sets"][CLASSES[0]] = off
+    after = summary_table([fold]).set_index("dictionary").loc[["sae", "random sets"]]
+    assert (after["n_judged"] == 3).all()
+    for name, column in (("sae", "sae_judged"), ("random sets", "matched_mean")):
+        on, others = fold.effects[name].on_off()
+        expected = (on - others)[:, 1:].mean()
+        assert after[column].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert after.loc["random sets", "specificity"] == pytest.approx(before["specificity"])
 
 
 def test_a_bias_is_beaten_by_a_fallen_auc_alone(study):

@@ -270,6 +270,11 @@ def _ablation_summary(rng):
                 "recall_on": -0.4 * on,
                 "recall_off": -0.02,
                 "auc_on": -0.1 * on,
+                "auc_low": -0.1 * on - 0.05 if name == "sae" else np.nan,
+                "auc_high": -0.1 * on + 0.07 if name == "sae" else np.nan,
+                "n_values": 16,
+                "n_judged": 12 if name in ("sae", "random sets") else 16,
+                "sae_judged": 0.5,
                 "auc_off": 0.0,
                 "beaten": beaten if hook == HOOK else None,
             }

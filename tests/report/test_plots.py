@@ -67,13 +67,20 @@ def test_the_matrix_shows_mean_nats_removed_by_tested(tables):
 
 
 def test_specificity_puts_the_sae_first_and_draws_every_seed(tables):
-    table = tables["ablation_summary"].query("hook == @HOOK")
+    table = tables["ablation_summary"].query("hook == @HOOK").assign(n_judged=16)
     axis = plot_specificity(table).axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[0] == "SAE"
     assert len(labels) == table["dictionary"].nunique()
     points = [line.get_xdata()[0] for line in lines(axis, 1)]
     assert sorted(points) == pytest.approx(sorted(table["specificity"]))
+
+
+def test_where_matched_sets_are_compared_the_sae_on_the_same_values_is_shown(tables):
+    table = tables["ablation_summary"].query("hook == @HOOK")
+    axis = plot_specificity(table).axes[0]
+    hollow = [line.get_xdata()[0] for line in lines(axis, 1) if line.get_mfc() == "white"]
+    assert hollow == [0.5] * 2 * table["seed"].nunique()
 
 
 def test_tuning_curves_close_and_orientation_is_drawn_twice(tables):

@@ -6,10 +6,11 @@ from scipy.stats import binomtest
 from neuro_lens.report.animals import between_ranks, limits
 from neuro_lens.report.answers import answers
 from neuro_lens.report.blocks import Grid, Results
+from neuro_lens.report.confounds import covariates_section, shift_limit
 from neuro_lens.report.decoding import decoding_summary
-from neuro_lens.report.features import best_features
-from neuro_lens.report.removal import chosen, verdicts
-from neuro_lens.report.style import interval, listing, number, p_value
+from neuro_lens.report.features import _curves_picture, best_features
+from neuro_lens.report.removal import _opposite, chosen
+from neuro_lens.report.style import interval, number, p_value
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -21,7 +22,6 @@ def test_numbers_have_true_minus_signs_and_no_negative_zero():
     assert number(float("nan")) == number(None) == number(np.nan) == "–"
     assert interval(-1, 2) == "[−1.00, 2.00]"
     assert interval(float("nan"), 2) == ""
-    assert listing(["a", "b", "c"]) == "a, b and c"
 
 
 def test_a_p_at_its_floor_is_written_as_at_most():
@@ -88,32 +88,6 @@ def summary(**beaten):
     return pd.DataFrame(rows).assign(hook=HOOK, recording_id="m")
 
 
-def test_verdicts_name_what_the_sae_beats_and_what_it_does_not():
-    words = " ".join(verdicts(summary(pcs=False, random=True, other=None)))
-    assert "m: removing a value’s features costs its own trials +0.50 nats" in words
-    assert "[0.20, 0.80], above zero" in words
-    assert "The SAE beats random." in words
-    assert "It does not beat pcs." in words
-    assert "No verdict on other." in words
-
-
-def test_verdicts_say_when_it_beats_none_and_when_seeds_disagree():
-    assert "The SAE beats none of its controls." in verdicts(summary(pcs=False))
-    two_seeds = pd.concat([summary(pcs=True, bias=True), summary(pcs=False, bias=True)])
-    words = " ".join(verdicts(two_seeds))
-    assert "The SAE beats bias." in words
-    assert "It beats pcs in some seeds only." in words
-    only_mixed = verdicts(pd.concat([summary(pcs=True), summary(pcs=False)]))
-    assert "The SAE beats none of its controls." not in only_mixed
-    assert "The SAE beats pcs in some seeds only." in only_mixed
-    assert not any("beats" in sentence for sentence in verdicts(summary()))
-
-
-def test_an_effect_whose_interval_covers_zero_is_not_called_one():
-    table = summary().assign(low=-0.1)
-    assert "not separable from zero" in verdicts(table)[0]
-
-
 def test_one_number_of_features_is_chosen_for_each_dictionary():
     table = pd.concat([summary(bias=True).assign(n_features=n) for n in (2, 6, 9)])
     assert set(chosen(table, 6)["n_features"]) == {6}
@@ -137,3 +111,56 @@ def test_without_a_recording_above_chance_the_dictionary_is_not_judged(results, 
 def test_a_repeated_first_cell_is_left_out():
     grid = Grid(["hook", "recording"], [["a", "x"], ["a", "y"], ["b", "y"]], text_columns=2)
     assert grid.cells() == [["a", "x"], ["", "y"], ["b", "y"]]
+
+
+def test_the_limit_of_circular_shifts_is_said_where_it_is_one(tables):
+    table = tables["covariates"]
+    alone = table.assign(recording_id="m", n_trials=64, p_floor=1 / 64)
+    words = shift_limit(alone, 0.05)
+    assert "With 64 trials the smallest p by circular shift is 1/64 = 0.016" in words
+    assert "no feature can pass the correction alone: 8 of a recording" in words
+    assert "together allow" not in words
+    assert "together allow a smaller p" in shift_limit(pd.concat([alone, table]), 0.05)
+    short = alone.assign(n_trials=16, p_floor=1 / 16)
+    assert "no feature can pass the correction." in shift_limit(short, 0.05)
+    assert shift_limit(alone.assign(p_floor=1e-4), 0.05) == ""
+    assert shift_limit(table, 0.05) == ""
+
+
+def test_covariates_have_a_row_a_hook_and_recording_all_together_first(results, tables):
+    alone = tables["covariates"].assign(recording_id="m", n_trials=64, p_floor=1 / 64)
+    both = pd.concat([alone.assign(significant=False), tables["covariates"]])
+    both.to_parquet(results / "covariates.parquet")
+    grid = covariates_section(Results(results)).blocks[0]
+    assert [row[1] for row in grid.rows] == ["all together", "m"]
+    assert list(grid.headers[4:]) == ["running", "direction fixed", "pupil", "direction fixed"]
+    assert grid.rows[0][4] == "0.60 (3)"
+    assert grid.rows[1][4] == "0.60 (0)"
+
+
+def test_the_lower_row_shows_the_best_units(tables):
+    """A unit with the name of a feature that is shown must not come first for it."""
+    curves = tables["tuning_curves"]
+    tuning = tables["tuning"].query("window == 'stimulus'")
+    best = best_features(tuning, "direction", HOOK, curves)
+    same = str(best["feature"].iloc[0])
+    names = {"mrcuts28/03": same, "mrcuts28/11": "48", "mrcuts28/17": "3"}
+    units = curves[curves["source"] == "unit"].replace({"id": names})
+    units = units.assign(effect=units["id"].map({same: 0.1, "48": 0.7, "3": 0.9}).fillna(0.05))
+    features = curves[curves["source"] == "feature"].assign(effect=0.5)
+    shown = pd.concat([features, units])
+    figure = _curves_picture(shown, best, "direction").figure
+    titles = [axis.get_title().split("\n") for axis in figure.axes]
+    assert [t[0] for t in titles[:2]] == [f"feature {f}" for f in best["feature"][:2]]
+    assert titles[6:9] == [
+        ["unit 3", "ω² 0.90"],
+        ["unit 48", "ω² 0.70"],
+        [f"unit {same}", "ω² 0.10"],
+    ]
+
+
+def test_what_the_opposite_direction_loses_is_said(tables):
+    rows = tables["ablation"].query("hook == @HOOK")
+    opposite = rows[(rows["tested"] - rows["ablated"]) % 360 == 180]["nats"].mean()
+    assert f"on the opposite one {number(opposite, sign=True)}" in _opposite(rows)
+    assert _opposite(rows.assign(variable="contrast")) == ""
