@@ -176,8 +176,8 @@ def _criterion(sae: pd.DataFrame, bias: pd.DataFrame) -> list[str]:
         return [f"A value's {area}, which no constant on its logit does."]
     some = "in some seeds " if beaten.any() else ""
     return [
-        f"A constant on the logit could do the same: a value's {area}, so {some}the criterion "
-        "moved and the variable is not shown to be lost."
+        f"A constant on the logit could do the same: a value's {area}, so {some}the "
+        "criterion may have moved alone and the variable is not shown to be lost."
     ]
 
 
