@@ -46,11 +46,12 @@ def main() -> None:
 @main.command()
 @click.argument("study", metavar="STUDY.yaml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
-def run(study: str, out: Path | None) -> None:
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side.")
+def run(study: str, out: Path | None, workers: int) -> None:
     """Run a study, going on where an earlier run of it stopped."""
     from .studies import run_study
 
-    click.echo(run_study(study, out))
+    click.echo(run_study(study, out, workers=workers))
 
 
 @main.command()
@@ -58,14 +59,15 @@ def run(study: str, out: Path | None) -> None:
     "--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Results."
 )
 @click.option("--seeds", metavar="0,1,…", help="One decoder a seed; by default the study's.")
-def demo(out: Path, seeds: str | None) -> None:
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side.")
+def demo(out: Path, seeds: str | None, workers: int) -> None:
     """Run the bundled study: V1 gratings, six mice."""
     from .studies import bundled_study, load_study, run_study
 
     study = load_study(bundled_study("v1_gratings")).model_dump(exclude_unset=True)
     if seeds is not None:
         study["seeds"] = _numbers(seeds)
-    click.echo(run_study(study, out))
+    click.echo(run_study(study, out, workers=workers))
 
 
 @main.command()

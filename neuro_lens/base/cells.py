@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -64,13 +65,21 @@ def run_cells(
     out : path
         Folder that holds a folder a cell.
     workers : int
-        Processes; 1 runs in this one.
+        Processes, which share the cores; 1 runs in this one.
     description : str
         Beside the progress bar.
     """
     jobs = [cell.to_json() for cell in cells]
     if workers <= 1 or len(jobs) <= 1:
         return [Path(run_cell(job, str(out))) for job in track(jobs, description)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    share = max(1, (os.cpu_count() or 1) // workers)
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _use_threads, (share,)) as pool:
         done = pool.map(run_cell, jobs, [str(out)] * len(jobs))
         return [Path(folder) for folder in track(done, description, len(jobs))]
+
+
+def _use_threads(n: int) -> None:
+    import torch
+
+    torch.set_num_threads(n)

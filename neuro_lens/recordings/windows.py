@@ -306,6 +306,7 @@ def _slice(
     from torch_brain.data import Interval
 
     start, end = row.start + window[0], row.start + window[1]
+    _refuse_cut(recording, row.trial, start, end)
     sample = recording.slice(start, end)
     if scale is not None:
         traces = (np.asarray(sample.calcium_traces.df_over_f) - scale[0]) / scale[1]
@@ -330,6 +331,15 @@ def _slice(
     )
     setattr(sample, trials, one)
     return sample
+
+
+def _refuse_cut(recording: Any, trial: str, start: float, end: float) -> None:
+    first, last = float(recording.domain.start[0]), float(recording.domain.end[-1])
+    if start < first - 0.1 or end > last + 0.1:
+        raise NeuroLensError(
+            f"the window of trial {trial!r} runs from {start:.2f} to {end:.2f} s, outside of its "
+            f"recording ({first:.2f} to {last:.2f} s); take a shorter window"
+        )
 
 
 def _with_covariates(

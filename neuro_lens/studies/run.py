@@ -15,11 +15,10 @@ from ..base import (
     NeuroLensError,
     atomic_folder,
     hash_json,
-    progress,
     provenance,
     read_json,
     read_table,
-    run_cell,
+    run_cells,
     write_json,
     write_table,
 )
@@ -30,6 +29,8 @@ from .study_file import load_study
 STAGES = "neuro_lens.studies.stages"
 FEATURE_STAGES = "neuro_lens.studies.feature_stages"
 ABLATION_STAGES = "neuro_lens.studies.ablation_stages"
+STUDY = "study.json"
+WAVES = (("decoder",), ("decoding", "dictionary"), ("tuning", "ablation"))
 IMPORTED = ("sur_v1", "allen_events")
 TABLES = {
     "training": "decoder",
@@ -50,7 +51,12 @@ TABLES = {
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
 
 
-def run_study(study: str | Path | Mapping[str, Any] | Study, out: str | Path | None = None) -> Path:
+def run_study(
+    study: str | Path | Mapping[str, Any] | Study,
+    out: str | Path | None = None,
+    *,
+    workers: int = 1,
+) -> Path:
     """Run a study from recordings to report, going on where an earlier run stopped.
 
     Parameters
@@ -60,6 +66,8 @@ def run_study(study: str | Path | Mapping[str, Any] | Study, out: str | Path | N
     out : path, optional
         Folder for the results; by default ``results/<name of the study>``. What is there of the
         same study is kept and not run again.
+    workers : int
+        Processes that work side by side, on seeds and hooks.
 
     Returns
     -------
@@ -70,19 +78,29 @@ def run_study(study: str | Path | Mapping[str, Any] | Study, out: str | Path | N
     Raises
     ------
     NeuroLensError
-        For a wrong study, or when ``out`` holds another one; nothing in ``out`` changes then.
+        For a wrong study, recordings that cannot be read, a hook or recording that does not
+        exist, or when ``out`` holds another study; nothing is left in ``out`` then.
     """
     from ..report import write_report
+    from .stages import check_inputs
 
     checked = load_study(study)
     plan = plan_cells(checked)
     out = Path(out) if out is not None else Path("results") / _slug(checked.name)
-    _claim(out, checked)
-    with progress(checked.name, len(plan)) as advance:
-        for stage, cell in plan:
-            advance(0, note=stage)
-            run_cell(cell.to_json(), str(out / "cells"))
-            advance(1, note="")
+    new = _claim(out, checked)
+    try:
+        (recordings,) = run_cells([plan[0][1]], out / "cells", description="recordings")
+        check_inputs(recordings, plan)
+    except BaseException:
+        if new:
+            shutil.rmtree(out / "cells", ignore_errors=True)
+            (out / STUDY).unlink()
+            if new == "folder":
+                out.rmdir()
+        raise
+    for wave in WAVES:
+        cells = [cell for stage, cell in plan if stage in wave]
+        run_cells(cells, out / "cells", workers, ", ".join(wave))
     _gather(out, checked, plan)
     return write_report(out)
 
@@ -179,9 +197,13 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "study"
 
 
-def _claim(out: Path, study: Study) -> None:
-    """Make ``out`` this study's folder, or raise where it holds something else."""
-    card, wanted = out / "study.json", study.model_dump(mode="json")
+def _claim(out: Path, study: Study) -> str:
+    """Make ``out`` this study's folder, or raise where it holds something else.
+
+    Returns what is new: the ``folder``, the ``study`` in an empty one, or nothing.
+    """
+    card, wanted = out / STUDY, study.model_dump(mode="json")
+    new = "study" if out.exists() else "folder"
     if card.exists():
         there = read_json(card)
         if there != wanted:
@@ -196,6 +218,8 @@ def _claim(out: Path, study: Study) -> None:
         )
     else:
         write_json(card, wanted)
+        return new
+    return ""
 
 
 def _differences(a: Any, b: Any, place: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..base import NeuroLensError, hash_json, write_json, write_table
+from ..base import Cell, NeuroLensError, check_choice, hash_json, write_json, write_table
 
 TRIALS = "drifting_gratings"
 DURING = "stimulus"
@@ -54,17 +54,11 @@ def decoder(
     seed: int,
 ) -> None:
     """Train a decoder on the fit windows: ``decoder/`` and the table ``training``."""
-    from ..decoders import CalciumPOYOPlus, save_decoder, train_decoder
+    from ..decoders import save_decoder, train_decoder
     from ..recordings import batches, load_recordings
 
     dataset = load_recordings(folder.parent / recordings)
-    torch.manual_seed(seed)
-    model = CalciumPOYOPlus(
-        sequence_length=float(window[1] - window[0]),
-        readout_specs={n: asdict(r) for n, r in trial_readouts(dataset).items()},
-        **shape,
-    )
-    model.init_vocabs(dataset)
+    model = new_decoder(dataset, shape, window, seed)
     fit = batches(
         dataset, model.tokenize, split="fit", window=(window[0], window[1]), trials=TRIALS
     )
@@ -73,6 +67,47 @@ def decoder(
     save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
     write_table(history, folder, "training")
     shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
+    """Raise for recordings and hooks that the cells name and that do not exist.
+
+    Parameters
+    ----------
+    folder : path
+        The recordings of the study.
+    plan : list of (stage, Cell)
+    """
+    from ..hooks import hook_model
+    from ..recordings import load_recordings
+
+    dataset = load_recordings(folder)
+    hooks: dict[str, list[str]] = {}
+    for stage, cell in plan:
+        params = cell.params
+        if stage == "decoder":
+            untrained = new_decoder(dataset, params["shape"], params["window"], 0)
+            hooks[cell.name] = list(hook_model(untrained).hook_dict)
+        elif stage == "dictionary":
+            check_choice("hook", params["hook"], hooks[params["decoder"]])
+        elif stage == "ablation":
+            named = [] if params["studied"] == "best" else list(params["studied"])
+            for name in [*named, *filter(None, [params["negative"]])]:
+                check_choice("recording", name, dataset.recording_ids)
+
+
+def new_decoder(dataset: Any, shape: Mapping[str, Any], window: Sequence[float], seed: int) -> Any:
+    """Return an untrained decoder of the tasks, units and recordings of a dataset."""
+    from ..decoders import CalciumPOYOPlus
+
+    torch.manual_seed(seed)
+    model = CalciumPOYOPlus(
+        sequence_length=float(window[1] - window[0]),
+        readout_specs={n: asdict(r) for n, r in trial_readouts(dataset).items()},
+        **shape,
+    )
+    model.init_vocabs(dataset)
+    return model
 
 
 def trial_readouts(dataset: Any) -> dict[str, Any]:

@@ -87,3 +87,8 @@ def test_unknown_names_are_refused(grating_recordings, tokenizer):
         batches(grating_recordings, tokenizer, split=[])
     with pytest.raises(NeuroLensError, match="has no trials in 'static_gratings'"):
         batches(grating_recordings, tokenizer, trials="static_gratings")
+
+
+def test_a_window_outside_of_its_recording_is_refused(grating_recordings, tokenizer):
+    with pytest.raises(NeuroLensError, match="outside of its recording"):
+        batches(grating_recordings, tokenizer, window=(0.0, 20.0))

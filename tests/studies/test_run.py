@@ -127,3 +127,33 @@ def test_cells_change_with_what_determines_them_and_with_nothing_else():
     assert set(names(decoder={"steps": 7}).values()) & set(base.values()) == {
         base["recordings", None]
     }
+
+
+NO_HOOK = "blocks.7.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"sae": {"hooks": [NO_HOOK]}, "ablation": {"hook": NO_HOOK, "decision_hook": None}},
+            f"unknown hook '{NO_HOOK}'",
+        ),
+        ({"ablation": {**TINY["ablation"], "recordings": ["sim09"]}}, "unknown recording 'sim09'"),
+        ({"ablation": {**TINY["ablation"], "negative": "sim09"}}, "unknown recording 'sim09'"),
+    ],
+)
+def test_what_does_not_exist_is_said_before_anything_is_trained(tmp_path, change, sentence):
+    with pytest.raises(NeuroLensError, match=sentence):
+        run_study({**TINY, **change}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_recordings_that_cannot_be_read_leave_the_folder_free(tmp_path):
+    (tmp_path / "mice").mkdir()
+    (tmp_path / "mice" / "a.h5").write_bytes(b"not HDF5")
+    study = {"name": "x", "recordings": {"source": str(tmp_path / "mice")}}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(NeuroLensError, match=r"a\.h5"):
+        run_study(study, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
