@@ -8,6 +8,7 @@ from .base import Task as Task
 from .hooks import HookedDecoder as HookedDecoder
 from .hooks import hook_model as hook_model
 from .hooks import register_decoder as register_decoder
+from .report import plot_tuning as plot_tuning
 from .saes import evaluate_sae as evaluate_sae
 from .saes import load_sae as load_sae
 from .saes import train_sae as train_sae
