@@ -1,6 +1,7 @@
 """Reference decoders and their training loop."""
 
 from .adapting import add_recordings
+from .altered import CONTROLS, altered_batches
 from .calcium_poyo_plus import CalciumPOYOPlus
 from .decoding import (
     chance_interval,
@@ -18,11 +19,13 @@ from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
 from .training import train_decoder
 
 __all__ = [
+    "CONTROLS",
     "PUBLISHED_READOUTS",
     "CalciumPOYOPlus",
     "MultitaskReadout",
     "Readout",
     "add_recordings",
+    "altered_batches",
     "chance_interval",
     "decode_trials",
     "decoding_table",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..ablation.words import listing
-from .blocks import Grid, Paragraph, Picture, Results, Section, absent
+from .blocks import Grid, Paragraph, Picture, Results, Section, absent, over_seeds
 from .notes import DATE, is_sur_v1
 from .style import FAINT, VERMILION, blank, number, p_value, plural, styled
+
+SUMMARISED = [
+    *("n_features", "n_features_others_low", "n_features_others_high"),
+    *("rank", "n_splits", "p_count", "p_effect", "p_floor"),
+]
 
 
 def animals_section(results: Results) -> Section:
@@ -33,6 +41,9 @@ def animals_section(results: Results) -> Section:
         )
     )
     section.blocks.append(_between_grid(table))
+    summary = results.get("between_summary")
+    if summary is not None and "control" in summary:
+        section.blocks.append(_controls_grid(summary))
     confounds = results.get("between_confounds")
     if confounds is not None:
         section.blocks.append(_confounds_grid(confounds))
@@ -136,6 +147,52 @@ def _between_grid(table: pd.DataFrame) -> Grid:
         f"{', or with as large a mean effect (by size)' if by_effect else ''}. Mean over seeds.",
         text_columns=2,
     )
+
+
+def _controls_grid(table: pd.DataFrame) -> Grid:
+    """Return the same test on altered windows; a control that changes no code has no row."""
+    places = ["variable", "hook", "control"]
+    real = table["control"] == "none"
+    told = real | table.groupby(places)["codes_changed"].transform("any")
+    unread = table[~told].groupby("control", sort=False)["hook"].unique()
+    shown = table[told].sort_values(places[:2], kind="stable")
+    found = over_seeds(shown, places, SUMMARISED)
+    rows = [
+        [
+            *(variable, hook, "none, the test itself" if control == "none" else control),
+            number(row["n_features", "mean"], 0 if row["n_features", "mean"] % 1 == 0 else 1),
+            f"{number(row['n_features_others_low', 'min'], 0)} to "
+            f"{number(row['n_features_others_high', 'max'], 0)}",
+            f"{_range(row['rank'], '{:.0f}'.format)} of {row['n_splits', 'max']:.0f}",
+            *(
+                _range(row[p], partial(p_value, floor=row["p_floor", "min"]))
+                for p in ("p_count", "p_effect")
+            ),
+        ]
+        for (variable, hook, control), row in found.iterrows()
+    ]
+    left_out = "".join(
+        f" No row for the {control} at {listing(list(hooks))}: it changes no feature there"
+        f"{', as only the queries, after the latents, read it' * ('session' in control)}."
+        for control, hooks in unread.items()
+    )
+    return Grid(
+        [*places, "true split", "other splits", "rank by size", "p by number", "p by size"],
+        rows,
+        "The same test with something taken away. Null inputs take away all activity (every trace "
+        "is zero), the swap each recording's own session embedding (it gets another's), the "
+        "permutation which neuron did what (units exchange embeddings within a recording): a "
+        "difference that survives null inputs comes from embeddings and numbers of units alone, one that "
+        "survives another control does not rest on what that control takes away. "
+        f"Ties count against the true split; range over seeds.{left_out}",
+        text_columns=3,
+    )
+
+
+def _range(over: pd.Series, write: Callable[[float], str]) -> str:
+    """Write the smallest and the largest value over seeds, or the one where they are the same."""
+    low, high = write(over["min"]), write(over["max"])
+    return low if low == high else f"{low} to {high}"
 
 
 def _confounds_grid(table: pd.DataFrame) -> Grid:

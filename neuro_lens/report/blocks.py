@@ -22,6 +22,8 @@ COLUMNS = {
     "tuning_curves": "source id recording_id window variable value mean sem n",
     "covariates": "recording_id hook covariate feature r p_floor significant n_trials status",
     "between": "variable hook split count is_true",
+    "between_summary": "variable hook n_features n_features_others_low n_features_others_high "
+    "rank n_splits p_count p_effect p_floor",
     "between_confounds": "variable covariate association separates",
     "ablation": "hook dictionary recording_id variable ablated tested nats",
     "ablation_summary": "hook dictionary recording_id on_target off_target specificity low high "

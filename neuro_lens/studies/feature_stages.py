@@ -14,6 +14,7 @@ from .stages import DURING, open_decoder
 
 SHOWN = 12
 COVARIATES = ("running", "pupil")
+UNALTERED = "none"
 
 
 def dictionary(
@@ -54,8 +55,8 @@ def tuning(
 ) -> None:
     """Test every feature on held-out trials, during the stimulus and before it.
 
-    Writes the tables ``tuning``, ``tuning_curves``, ``covariates``, ``between`` and
-    ``between_summary``, all of one dictionary.
+    Writes the tables ``tuning``, ``tuning_curves``, ``covariates``, ``between``,
+    ``between_summary`` and ``between_confounds``, all of one dictionary.
     """
     from ..hooks import hook_model
     from ..saes import load_sae
@@ -82,6 +83,8 @@ def tuning(
             if known := [v for v in between if v in codes.trials]:
                 animals = animal_covariates(model, held_out, units, variables[0])
                 found = between_tables(codes, known, animals, alpha, seed)
+                controls = between_controls(codes, hooked, sae, held_out, known, alpha, seed)
+                found["between_summary"] = pd.concat([found["between_summary"], controls])
                 tables |= {table: [rows] for table, rows in found.items()}
         tables.setdefault("tuning_curves", []).extend(
             curves.assign(window=name, hook=codes.hook)
@@ -175,13 +178,40 @@ def between_tables(
                 variable=variable, hook=codes.hook
             )
         )
-        summaries.append(found.summary)
+        summaries.append(found.summary.assign(control=UNALTERED, codes_changed=False))
         confounds.append(found.covariates.assign(variable=variable, hook=codes.hook))
     return {
         "between": pd.concat(splits, ignore_index=True),
         "between_summary": pd.concat(summaries, ignore_index=True),
         "between_confounds": pd.concat(confounds, ignore_index=True),
     }
+
+
+def between_controls(
+    codes: Any,
+    hooked: Any,
+    sae: Any,
+    batches: Any,
+    variables: Sequence[str],
+    alpha: float,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the summary of the between-animal tests on altered windows, a row a control.
+
+    ``codes_changed`` is False where a control leaves the codes of the windows as they are: the
+    hook does not read what is altered.
+    """
+    from ..decoders import CONTROLS, altered_batches
+    from ..tuning import global_test, trial_codes
+
+    rows = []
+    for control in CONTROLS:
+        altered = trial_codes(hooked, sae, altered_batches(batches, control, seed))
+        changed = not np.allclose(altered.codes, codes.codes, rtol=1e-4, atol=1e-6)
+        for variable in variables:
+            found = global_test(altered, None, variable, alpha=alpha, seed=seed)
+            rows.append(found.summary.assign(control=control, codes_changed=changed))
+    return pd.concat(rows, ignore_index=True)
 
 
 def _unit_codes(batches: Any) -> dict[str, Any]:

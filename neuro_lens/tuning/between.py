@@ -15,6 +15,7 @@ from .splits import explained, share_reaching, splits_of
 from .trials import TrialCodes, as_data
 
 FEATURES_TIMES_SPLITS = 2**22
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +27,9 @@ class GlobalTest:
     summary : DataFrame, one row
         ``variable``, ``hook``, ``n_animals``, ``groups``, ``n_features`` and ``effect`` (of the
         true split: features with p < alpha over animals' means, and their mean ω²), the other
-        splits' range of both, ``rank`` (by effect, 1 is largest), ``p_count``, ``p_effect``,
-        ``n_splits``, ``p_floor``, ``complete`` (all splits, not a sample), ``reachable``
-        (whether p could fall to alpha), ``confounds`` and ``words``.
+        splits' range of both, ``rank`` (by effect, 1 is largest; ties count against it),
+        ``p_count``, ``p_effect``, ``n_splits``, ``p_floor``, ``complete`` (all splits, not a
+        sample), ``reachable`` (whether p could fall to alpha), ``confounds`` and ``words``.
     splits : DataFrame
         A row a split: ``groups``, ``is_true``, ``n_features``, ``effect``.
     covariates : DataFrame
@@ -187,10 +188,13 @@ def predict_between(
 def _split_effects(
     mean_af: np.ndarray, splits: np.ndarray, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of features that differ and the mean ω², for each split."""
+    """Return the number of features that differ and the mean ω², for each split.
+
+    Features that are the same in all animals, up to rounding, are left out.
+    """
     k, free = int(splits.max()), mean_af.shape[0] - int(splits.max()) - 1
     critical = f_distribution.isf(alpha, k, free)
-    mean_af = mean_af[:, np.ptp(mean_af, axis=0) > 0]
+    mean_af = mean_af[:, np.ptp(mean_af, axis=0) > ROUNDING * np.abs(mean_af).max(0)]
     if not mean_af.shape[1]:
         return np.zeros(len(splits), dtype=int), np.zeros(len(splits))
     count, effect = [], []
@@ -228,7 +232,7 @@ def _true_split(n_features: np.ndarray, effect: np.ndarray, alpha: float) -> dic
         "effect": effect[0],
         "effect_others_low": effect[1:].min(),
         "effect_others_high": effect[1:].max(),
-        "rank": 1 + int((effect[1:] > effect[0]).sum()),
+        "rank": round(share_reaching(effect) * len(effect)),
         "p_count": share_reaching(n_features),
         "p_effect": share_reaching(effect),
         "n_splits": len(effect),
@@ -244,8 +248,10 @@ def _spell(split: np.ndarray, animals: pd.Index, values: np.ndarray) -> str:
 
 
 def _words(summary: dict, confounds: list[str], alpha: float) -> str:
-    words = (
-        f"{summary['variable']} over {summary['n_animals']} animals ({summary['groups']}): "
+    animals = f"{summary['variable']} over {summary['n_animals']} animals ({summary['groups']}): "
+    if summary["effect"] == summary["effect_others_low"] == summary["effect_others_high"]:
+        return f"{animals}no feature differs between them at all, so there is nothing to compare."
+    words = animals + (
         f"{summary['n_features']} features differ in the true split, "
         f"{summary['n_features_others_low']} to {summary['n_features_others_high']} in the "
         f"{summary['n_splits'] - 1} others; by effect it is number {summary['rank']} of "

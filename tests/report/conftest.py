@@ -40,6 +40,7 @@ def made_up_tables():
         "tuning_curves": _curves(rng),
         "covariates": _covariates(rng),
         "between": _between(rng),
+        "between_summary": _between_summary(),
         "between_confounds": _between_confounds(),
         "ablation": _ablation(rng),
         "ablation_summary": _ablation_summary(rng),
@@ -204,6 +205,39 @@ def _between(rng):
         rows.append(["genotype", hook, "+".join(pair), count, count * 0.3, true])
     columns = ["variable", "hook", "split", "count", "effect", "is_true"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _between_summary():
+    rows = []
+    for seed, hook, (control, count, rank) in product(
+        SEEDS,
+        [HOOK, LAST],
+        [
+            ("none", 41, 4),
+            ("null inputs", 0, 15),
+            ("swapped session embedding", 41, 4),
+            ("permuted unit embeddings", 20, 1),
+        ],
+    ):
+        changed = control != "none" and (hook == LAST or "session" not in control)
+        rows.append(
+            {
+                "variable": "genotype",
+                "hook": hook,
+                "control": control,
+                "codes_changed": changed,
+                "n_features": count + seed,
+                "n_features_others_low": 0,
+                "n_features_others_high": 75,
+                "rank": rank,
+                "n_splits": 15,
+                "p_count": rank / 15,
+                "p_effect": rank / 15,
+                "p_floor": 1 / 15,
+                "seed": seed,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _between_confounds():

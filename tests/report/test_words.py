@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from neuro_lens.report.animals import between_ranks, limits
+from neuro_lens.report.animals import animals_section, between_ranks, limits
 from neuro_lens.report.answers import answers
 from neuro_lens.report.blocks import Grid, Results
 from neuro_lens.report.confounds import covariates_section, shift_limit
@@ -61,6 +61,18 @@ def test_the_true_split_is_ranked_among_all():
     assert ranks["p"] == pytest.approx(2 / 5)
     assert ranks["p_floor"] == pytest.approx(1 / 5)
     assert (ranks["low"], ranks["high"]) == (1, 9)
+
+
+def test_controls_stand_beside_the_test_unless_they_change_nothing(results):
+    grids = [b for b in animals_section(Results(results)).blocks if isinstance(b, Grid)]
+    (grid,) = [g for g in grids if "control" in g.headers]
+    names = ["none, the test itself", "null inputs", "permuted unit embeddings"]
+    assert [row[2] for row in grid.rows if row[1] == HOOK] == names
+    assert len(grid.rows) == 7
+    by_control = {row[2]: row[3:] for row in grid.rows if row[1] == HOOK}
+    assert by_control["null inputs"] == ["1", "0 to 75", "15 of 15", "1.00", "1.00"]
+    assert by_control["permuted unit embeddings"][-2:] == ["≤ 0.067", "≤ 0.067"]
+    assert f"No row for the swapped session embedding at {HOOK}: it changes no" in grid.caption
 
 
 def test_too_few_animals_are_said_in_words(results):

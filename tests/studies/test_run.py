@@ -14,7 +14,7 @@ TINY = {
         "simulate": {"n_animals": 3, "n_units": 12, "n_repeats": 8, "snr": 3.0},
         "pool": 16,
     },
-    "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 40, "num_latents_per_step": 2},
+    "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 60, "num_latents_per_step": 2},
     "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 32, "k": 4, "steps": 60},
     "tuning": {"permutations": 199, "between": ["cre_line"]},
     "ablation": {"recordings": ["sim00"], "n_features": 2, "controls": 19, "decision_hook": None},
@@ -69,6 +69,23 @@ def test_covariates_are_tested_together_and_animals_told_apart_by_more_than_date
     assert together["p_floor"].max() < covariates["p_floor"].max()
     known = set(pd.read_parquet(results / "between_confounds.parquet")["covariate"])
     assert {"n_units", "signal_to_noise", "decoding_accuracy"} <= known
+
+
+def test_the_test_between_animals_is_repeated_with_something_taken_away(results):
+    summary = pd.read_parquet(results / "between_summary.parquet").set_index("control")
+    swapped = "swapped session embedding"
+    assert summary.index.tolist() == ["none", "null inputs", swapped, "permuted unit embeddings"]
+    assert summary["codes_changed"].tolist() == [False, True, False, True]
+    same = ["n_features", "effect", "rank", "p_count", "p_effect"]
+    assert summary.loc[swapped, same].tolist() == summary.loc["none", same].tolist()
+    assert summary.loc["null inputs", "effect"] != summary.loc["none", "effect"]
+    splits = pd.read_parquet(results / "between.parquet")
+    assert len(splits) == summary.loc["none", "n_splits"]
+    true = splits[splits["is_true"]].iloc[0]
+    assert true["count"] == summary.loc["none", "n_features"]
+    report = (results / "report.html").read_text()
+    assert "null inputs" in report
+    assert f"No row for the {swapped}" in report
 
 
 def test_a_second_run_runs_nothing_again(results):

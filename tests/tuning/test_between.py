@@ -77,6 +77,24 @@ def test_features_are_counted_by_f_tests_over_animals_not_trials():
     assert found.splits["groups"][0] == "a: m0, m1, m2, m3 | b: m4, m5"
 
 
+def test_animals_that_are_all_the_same_tie_and_that_is_said():
+    x, trials = animals("aaaabb")
+    same = np.full_like(x, 0.3) + 1e-9 * x
+    for codes in (same, np.zeros_like(x)):
+        found = global_test(codes, trials, "genotype").summary.iloc[0]
+        assert found["n_features"] == found["n_features_others_high"] == 0
+        assert found["rank"] == found["n_splits"] == 15
+        assert found["p_count"] == found["p_effect"] == 1
+        assert "no feature differs between them at all" in found["words"]
+
+
+def test_trials_without_variance_are_compared_all_the_same():
+    x, trials = animals("aaaabb", effect=6.0)
+    means = pd.DataFrame(x).groupby(trials["subject_id"]).transform("mean").to_numpy()
+    found, expected = global_test(means, trials, "genotype"), global_test(x, trials, "genotype")
+    pd.testing.assert_frame_equal(found.summary, expected.summary)
+
+
 def test_wrong_splits_have_features_too_when_animals_differ():
     """Why the count of the true split alone says nothing."""
     others = global_test(*animals("aaaabb", n_features=400), "genotype").splits["n_features"][1:]
