@@ -182,8 +182,8 @@ def _controls_grid(table: pd.DataFrame) -> Grid:
         "The same test with something taken away. Null inputs take away all activity (every trace "
         "is zero), the swap each recording's own session embedding (it gets another's), the "
         "permutation which neuron did what (units exchange embeddings within a recording): a "
-        "difference that survives null inputs comes from embeddings and numbers of units alone, one that "
-        "survives another control does not rest on what that control takes away. "
+        "difference that survives null inputs comes from embeddings and numbers of units alone, "
+        "one that survives another control does not rest on what that control takes away. "
         f"Ties count against the true split; range over seeds.{left_out}",
         text_columns=3,
     )
