@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from .files import atomic_folder, hash_json, write_json
 from .progress import track
 
@@ -34,8 +35,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of the cell's folder: the function's name and the hash."""
-        return f"{self.command.rsplit(':', 1)[1]}-{hash_json([self.command, self.params])}"
+        """Name of the cell's folder: the function's name and the hash, in which our version is."""
+        digest = hash_json([self.command, self.params, __version__])
+        return f"{self.command.rsplit(':', 1)[1]}-{digest}"
 
     def to_json(self) -> str:
         """Return the cell as one line of JSON, the form in which executors hand it over."""
