@@ -121,7 +121,7 @@ class Dictionary(_Fields):
     ]
     architecture: Architecture = "batchtopk"
     d_sae: Count = 256
-    k: Count = 8
+    k: Count = 16
     steps: Count = 4000
 
     @model_validator(mode="after")
