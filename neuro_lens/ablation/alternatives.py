@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..activations import ActivationStore, harvest
 from ..base import Batch
-from ..tuning import trial_codes
+from ..tuning import TrialCodes, trial_codes
 from .controls import (
+    ELSEWHERE,
     PCS,
     RANDOM_SAE,
     RAW,
@@ -20,11 +22,14 @@ from .controls import (
     UNTRAINED,
     Groups,
     choose,
+    n_blocks,
+    resampled,
     shuffled,
     untrained_decoder,
 )
 
 SHUFFLES = 49
+RECHOICES = 49
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,19 @@ class Alternative:
         One choice, or several where it is random.
     hooked : HookedDecoder or None
         Another decoder than the study's.
+    rechosen : list of Groups
+        The choice made again on resamples of the repeat blocks that it was made on, where it is
+        noise that the interval must include.
+    n_blocks : int
+        Those repeat blocks.
     """
 
     name: str
     dictionary: Any
     draws: list[Groups]
     hooked: Any = None
+    rechosen: list[Groups] = field(default_factory=list)
+    n_blocks: int = 0
 
 
 class Sources:
@@ -100,7 +112,8 @@ class Sources:
     ) -> list[Alternative]:
         """Choose features of every dictionary on these trials, and on other recordings'.
 
-        The SAE's own choice comes first.
+        The SAE's own choice comes first. On other recordings features are chosen once, and again
+        on resamples of their repeat blocks.
         """
         acts = harvest(self.hooked, batches, self.hook)
         found = [
@@ -109,20 +122,27 @@ class Sources:
         ]
         codes = trial_codes(acts, self.sae, allow_other_decoder=True)
         rng = np.random.default_rng([self.seed, 1])
-        draws = [
-            choose(shuffled(codes, self.variable, rng), self.variable, self.n_features, self.seed)
-            for _ in range(SHUFFLES)
-        ]
+        draws = [self._rule(shuffled(codes, self.variable, rng)) for _ in range(SHUFFLES)]
         found.append(Alternative(SHUFFLED, self.sae, draws))
         for name, other in elsewhere.items():
-            groups = self._choose(harvest(self.hooked, other, self.hook), self.sae)
-            found.append(Alternative(f"features from {name}", self.sae, [groups]))
+            there = harvest(self.hooked, other, self.hook)
+            found.append(self._from_elsewhere(name, there))
         if self.untrained is not None:
             hooked, sae = self.untrained
             groups = self._choose(harvest(hooked, batches, self.hook), sae)
             found.append(Alternative(UNTRAINED, sae, [groups], hooked))
         return found
 
+    def _from_elsewhere(self, name: str, acts: ActivationStore) -> Alternative:
+        codes = trial_codes(acts, self.sae, allow_other_decoder=True)
+        blocks = n_blocks(codes)
+        rng = np.random.default_rng([self.seed, 2, zlib.crc32(name.encode())])
+        again = [self._rule(resampled(codes, rng)) for _ in range(RECHOICES if blocks > 1 else 0)]
+        title = f"{ELSEWHERE}{name}"
+        return Alternative(title, self.sae, [self._rule(codes)], rechosen=again, n_blocks=blocks)
+
     def _choose(self, acts: ActivationStore, dictionary: Any) -> Groups:
-        codes = trial_codes(acts, dictionary, allow_other_decoder=True)
+        return self._rule(trial_codes(acts, dictionary, allow_other_decoder=True))
+
+    def _rule(self, codes: TrialCodes) -> Groups:
         return choose(codes, self.variable, self.n_features, self.seed)

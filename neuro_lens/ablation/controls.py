@@ -27,6 +27,8 @@ RANDOM_SAE = "random-weight SAE"
 RAW = "raw dimensions"
 SHUFFLED = "shuffled labels"
 UNTRAINED = "untrained decoder"
+ELSEWHERE = "features from "
+"""What the name of a control begins with whose features another recording chose."""
 LARGEST_BIAS = 50.0
 
 Groups = dict[Any, list[int]]
@@ -54,6 +56,32 @@ def shuffled(codes: TrialCodes, variable: str, rng: np.random.Generator) -> Tria
         values[rows] = rng.permutation(values[rows])
     trials[variable] = values
     return TrialCodes(codes.codes, trials, codes.hook)
+
+
+def resampled(codes: TrialCodes, rng: np.random.Generator) -> TrialCodes:
+    """Return the trials of repeat blocks drawn with replacement, each draw a block of its own.
+
+    As many blocks as there are, one after the other in time; drawn again where all of them are
+    the same one, in which nothing varies.
+    """
+    keys = [k for k in ("recording_id", "block") if k in codes.trials]
+    groups = list(codes.trials.groupby(keys).indices.values())
+    drawn = np.zeros(len(groups), dtype=int)
+    while len(set(drawn)) == 1:
+        drawn = rng.integers(len(groups), size=len(groups))
+    rows = np.concatenate([groups[i] for i in drawn])
+    block = np.repeat(np.arange(len(drawn)), [len(groups[i]) for i in drawn])
+    trials = codes.trials.iloc[rows].reset_index(drop=True)
+    trials = trials.assign(block=block, trial=trials["trial"] + [f"/{b}" for b in block])
+    if "start" in trials:
+        trials["start"] += block * (np.ptp(trials["start"].to_numpy()) + 1)
+    return TrialCodes(codes.codes[rows], trials, codes.hook)
+
+
+def n_blocks(codes: TrialCodes) -> int:
+    """Return the number of repeat blocks of some trials, 1 where they are not known."""
+    keys = [k for k in ("recording_id", "block") if k in codes.trials]
+    return codes.trials.groupby(keys).ngroups if "block" in keys else 1
 
 
 def matched_controls(
@@ -137,7 +165,7 @@ def untrained_decoder(
     *,
     hook: str | None = None,
     seed: int = 0,
-    steps: int = 1000,
+    steps: int | None = None,
 ) -> tuple[Any, Any]:
     """Return the same decoder with random weights, hooked, and an SAE trained on it.
 
@@ -147,14 +175,15 @@ def untrained_decoder(
         Its decoder's ``fresh()`` gives the new weights; without one, the entries of every weight
         tensor are permuted.
     sae : SAE
-        Whose architecture, width and k the new one has.
+        Whose architecture, width, k, steps, batch size and learning rate the new one has, as far
+        as its metadata says.
     fit : iterable of Batch
         Windows to train the SAE on.
     hook : str, optional
         By default the SAE's own.
     seed : int
-    steps : int
-        Training steps of the new SAE.
+    steps : int, optional
+        Training steps of the new SAE, by default as many as ``sae`` had.
     """
     from ..activations import harvest
     from ..hooks import HookedDecoder
@@ -166,7 +195,10 @@ def untrained_decoder(
     acts = harvest(fresh, fit, hook or origin.hook_name)
     k = origin.k or max(1, sae.cfg.d_in // 8)
     architecture = origin.architecture or "batchtopk"
-    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, steps=steps)
+    training = {n: origin[n] for n in ("steps", "batch_size", "lr") if origin[n] is not None}
+    if steps is not None:
+        training["steps"] = steps
+    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, **training)
 
 
 def fresh_decoder(decoder: Any, seed: int = 0) -> Any:

@@ -69,6 +69,58 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def choice_interval(
+    estimate: float,
+    tested_draws: np.ndarray,
+    choices_per_fold: Sequence[np.ndarray],
+    blocks_per_fold: Sequence[int],
+    chosen_blocks_per_fold: Sequence[int],
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval of an effect of features whose choice is noise too.
+
+    The variance of the effect over choices and tested trials is (law of total variance) that of
+    its mean over choices, as tested blocks vary, plus that over choices, on the tested trials:
+    ``SE² = n / (n − n_folds) · var(tested_draws) + m / (m − n_folds) · sum(var(choices)) /
+    n_folds²`` of n tested and m choosing blocks: a resample of few blocks varies too little by
+    that factor. The interval is
+    ``estimate ± t SE``, Student's with the fewer of the tested and the choosing blocks' degrees
+    of freedom. A choice made again on a resample has the noise of two choices, so that its
+    effect is nearer to nothing than the original's: the draws tell the spread and not the place,
+    and their quantiles, which miss a real effect, are not taken. Pairs of a choice and a resample
+    of tested blocks would count the interaction of both twice.
+
+    Parameters
+    ----------
+    estimate : float
+        Of the original choice, the mean over folds.
+    tested_draws : array, shape (n_draws,)
+        The mean effect over choices in each bootstrap draw of tested blocks, mean over folds.
+    choices_per_fold : list of array, shape (n_choices,)
+        The effect of each choice made again, on all tested trials of a fold.
+    blocks_per_fold, chosen_blocks_per_fold : sequence of int
+        Repeat blocks tested on, and chosen on.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    low, high : float
+        NaN where a fold has fewer than two blocks to test or to choose on.
+    """
+    if min([*blocks_per_fold, *chosen_blocks_per_fold]) < 2:
+        return float("nan"), float("nan")
+    n_folds, n_blocks = len(blocks_per_fold), int(np.sum(blocks_per_fold))
+    freedom = n_blocks - n_folds
+    tested = float(np.nanvar(tested_draws)) * n_blocks / freedom
+    n_chosen = int(np.sum(chosen_blocks_per_fold))
+    chosen = float(sum(np.var(c, ddof=1) for c in choices_per_fold)) / n_folds**2
+    chosen *= n_chosen / (n_chosen - n_folds)
+    fewer = min(freedom, n_chosen - n_folds)
+    half = float(stats.t.ppf((1 + level) / 2, fewer) * np.sqrt(tested + chosen))
+    return estimate - half, estimate + half
+
+
 def rank_p(value: float, controls: np.ndarray) -> float:
     """Return the share of controls at least as large as ``value``, itself counted.
 

@@ -25,9 +25,9 @@ from .controls import (
     logit_controls,
     matched_controls,
 )
+from .folds import Choices, Fold
 from .scene import Scene, SplicedScene, compare
 from .tables import (
-    Fold,
     ablation_table,
     confusion_table,
     group_table,
@@ -186,7 +186,8 @@ def cross_fitted_study(
         Windows of the fit part: signed PCs are fitted and the untrained decoder's SAE is trained
         on them. Without them both controls are missing, and the words say so.
     others : mapping of str to (select, report), optional
-        Recordings to choose features on as well, such as one that carries nothing.
+        Recordings to choose features on as well, such as one that carries nothing. There the
+        choice is made again on 49 resamples of the repeat blocks, and the interval includes it.
     untrained : (HookedDecoder, SAE) or bool
         The untrained decoder and its SAE; True makes them from ``fit``, False leaves them out.
     use_error_term, allow_other_decoder : bool
@@ -293,6 +294,19 @@ def _measure(
     outcomes = spliced.remove([one for draws in sets for one in draws], alternative.name)
     fold.effects[alternative.name] = compare(spliced, outcomes, sets)
     fold.groups[alternative.name] = alternative.draws[0]
+    if alternative.n_blocks:
+        fold.choices[alternative.name] = _choices(alternative, spliced)
+
+
+def _choices(alternative: Alternative, spliced: SplicedScene) -> Choices:
+    """Measure what each choice made again does to each trial."""
+    values, n_trials = spliced.trials.values, len(spliced.trials)
+    sets = [draw.get(v, []) for draw in alternative.rechosen for v in values]
+    extra = np.zeros((0, len(values), n_trials), dtype=np.float32)
+    if sets:
+        outcomes = spliced.remove(sets, f"{alternative.name}, chosen again")
+        extra = (outcomes.loss - spliced.base.loss).reshape(-1, len(values), n_trials)
+    return Choices(extra, alternative.n_blocks)
 
 
 def _check_sae(

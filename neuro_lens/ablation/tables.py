@@ -3,66 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .controls import BIAS, DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
-from .intervals import block_weights, bootstrap_interval, rank_p
-from .matching import TOLERANCE, Matched
-from .outcomes import Outcomes, confusions
-from .scene import Effects
-from .trials import Trials
+from .folds import Contrast, Fold
+from .intervals import block_weights, bootstrap_interval, choice_interval, rank_p
+from .matching import TOLERANCE
+from .outcomes import confusions
 
 FAMILIES = (RANDOM_SETS, DIRECTIONS, LOGIT_SETS, SHUFFLED)
 N_BOOTSTRAP = 4000
 FAIR = 0.2
 """Relative difference up to which a value's median set counts as a fair control."""
-
-
-@dataclass
-class Fold:
-    """Everything measured on one part of one recording.
-
-    Attributes
-    ----------
-    name : str
-        Such as ``"select → report"``.
-    hook, recording_id, variable : str
-    decision : bool
-        Whether the hook is the decision itself.
-    asked : array of bool, shape (n_values,)
-        The values whose features were to be removed.
-    effects : dict of str to Effects
-        By dictionary, the SAE's first.
-    ablated : Outcomes
-        Of the SAE's features, a row a value.
-    odds : array, shape (2, n_values, n_trials)
-        Each value's log-odds without and with its features.
-    groups : dict of str to dict
-        The features of each value that were removed, by dictionary.
-    matched : dict of str to dict
-        How well the matched sets match, by control and value.
-    """
-
-    name: str
-    hook: str
-    recording_id: str
-    variable: str
-    decision: bool
-    asked: np.ndarray
-    ablated: Outcomes
-    odds: np.ndarray = field(default_factory=lambda: np.zeros((2, 0, 0)))
-    effects: dict[str, Effects] = field(default_factory=dict)
-    groups: dict[str, Mapping[Any, Sequence[int]]] = field(default_factory=dict)
-    matched: dict[str, dict[Any, Matched]] = field(default_factory=dict)
-
-    @property
-    def trials(self) -> Trials:
-        """The trials that were tested."""
-        return self.effects[SAE].trials
 
 
 def ablation_table(folds: Sequence[Fold]) -> pd.DataFrame:
@@ -84,7 +39,11 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
 
     ``on_target`` and ``off_target`` (extra nats on the ablated value's trials, on the others),
     ``specificity`` (their difference, averaged over values), ``low`` and ``high`` (its 95 %
-    interval, a bootstrap over repeat blocks, which speaks of this recording only),
+    interval, a bootstrap over repeat blocks, which speaks of this recording only; of features
+    that another recording chose it includes the choice, see `choice_interval`), ``opposite``
+    (extra nats on the trials of the direction opposite to the ablated one), ``beyond_opposite``
+    (what the direction loses more than its opposite, with ``beyond_opposite_low`` and ``…_high``;
+    near zero where the features are of orientation; null for a variable without opposites),
     ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's mean), for
     controls with many draws ``matched_mean``, ``matched_q95`` and ``p_rank`` (the SAE's rank among
     them; the SAE's own row has those of the random sets), ``n_controls``, changes of recall, AUC
@@ -227,7 +186,7 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
     n_blocks = [len(pd.unique(b)) for b in blocks]
     weights = [block_weights(b, N_BOOTSTRAP, rng) for b in blocks]
     names = [n for n in folds[0].effects if all(n in f.effects for f in folds)]
-    asked = [f.asked for f in folds]
+    asked, others = [f.asked for f in folds], [f.others() for f in folds]
     dose = max((len(g) for f in folds for g in f.groups[SAE].values()), default=0)
     area = bootstrap_interval(_bootstrap_auc(folds, weights), n_blocks)
     rows = []
@@ -239,7 +198,8 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
             "n_features": dose,
             **_on_off(folds, name, "nats", ("on_target", "off_target")),
             "specificity": float(_specificity(folds, name, asked).mean()),
-            **_pair("low", "high", bootstrap_interval(_bootstrap(folds, name, weights), n_blocks)),
+            **_pair("low", "high", _interval(folds, name, weights, n_blocks, others)),
+            **_opposite(folds, name, weights, n_blocks),
             **_comparison(folds, name, weights, n_blocks),
         }
         for outcome in ("recall", "auc", "nats_orientation"):
@@ -274,8 +234,8 @@ def _comparison(
         row |= _ranks(sae, _specificity(kept, control, values))
     if name != SAE:
         drawn = [weights[i] for i in here]
-        apart = _bootstrap(kept, SAE, drawn, values) - _bootstrap(kept, name, drawn, values)
-        interval = bootstrap_interval(apart, [n_blocks[i] for i in here])
+        others, blocks = [f.others(v) for f, v in zip(kept, values, strict=True)], n_blocks
+        interval = _interval(kept, name, drawn, [blocks[i] for i in here], others, below=SAE)
         row |= _pair("diff_low", "diff_high", interval)
     return row
 
@@ -319,19 +279,80 @@ def _specificity(folds: Sequence[Fold], name: str, values: Sequence[np.ndarray])
     return np.mean([part[:shortest] for part in parts], axis=0)
 
 
-def _bootstrap(
+def _opposite(
+    folds: Sequence[Fold], name: str, weights: Sequence[np.ndarray], n_blocks: Sequence[int]
+) -> dict[str, float]:
+    """Return what the opposite value's trials lose, and how much more the value's own do."""
+    pairs = [f.opposite() for f in folds]
+    columns = ("opposite", "beyond_opposite", "beyond_opposite_low", "beyond_opposite_high")
+    if not all(pair.values.any() for pair in pairs):
+        return dict.fromkeys(columns, float("nan"))
+    extra = [f.effects[name].extra for f in folds]
+    both = [_sides(x, f, pair) for x, f, pair in zip(extra, folds, pairs, strict=True)]
+    on, across = np.mean([[side.mean() for side in sides] for sides in both], axis=0)
+    interval = _interval(folds, name, weights, n_blocks, pairs)
+    return dict(zip(columns, (float(across), float(on - across), *interval), strict=True))
+
+
+def _interval(
     folds: Sequence[Fold],
     name: str,
     weights: Sequence[np.ndarray],
-    values: Sequence[np.ndarray] | None = None,
+    n_blocks: Sequence[int],
+    contrasts: Sequence[Contrast],
+    below: str | None = None,
+) -> tuple[float, float]:
+    """Return the interval of a contrast, or of another dictionary's minus this one's."""
+    chosen = [f.choices[name] for f in folds if name in f.choices]
+    extra = [f.effects[name].extra for f in folds]
+    if any(len(c.extra) == 0 for c in chosen):
+        return float("nan"), float("nan")
+    mean = [c.extra.mean(0) for c in chosen] or extra
+    draws = _bootstrap(folds, mean, weights, contrasts)
+    estimate = _estimate(folds, extra, contrasts)
+    if below is not None:
+        better = [f.effects[below].extra for f in folds]
+        draws = _bootstrap(folds, better, weights, contrasts) - draws
+        estimate = _estimate(folds, better, contrasts) - estimate
+    if not chosen:
+        return bootstrap_interval(draws, n_blocks)
+    each = [
+        np.subtract(*_sides(c.extra, f, k)).mean(-1)
+        for c, f, k in zip(chosen, folds, contrasts, strict=True)
+    ]
+    return choice_interval(estimate, draws, each, n_blocks, [c.n_blocks for c in chosen])
+
+
+def _sides(extra: np.ndarray, fold: Fold, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
+    """Return extra nats on each compared value's trials and on those it is compared with.
+
+    Two arrays of shape ``(…, n_compared)`` for ``extra`` of shape ``(…, n_values, n_trials)``.
+    """
+    used = contrast.values
+    means = []
+    for use in (fold.trials.is_value[used], contrast.against[used]):
+        means.append((extra[..., used, :] * use).sum(-1) / use.sum(-1))
+    return means[0], means[1]
+
+
+def _estimate(
+    folds: Sequence[Fold], extra: Sequence[np.ndarray], contrasts: Sequence[Contrast]
+) -> float:
+    sides = [_sides(x, f, k) for x, f, k in zip(extra, folds, contrasts, strict=True)]
+    return float(np.mean([(on - off).mean() for on, off in sides]))
+
+
+def _bootstrap(
+    folds: Sequence[Fold],
+    extra: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    contrasts: Sequence[Contrast],
 ) -> np.ndarray:
-    """Return the specificity in each draw of repeat blocks, shape ``(n_draws,)``."""
+    """Return a contrast in each draw of repeat blocks, the mean over folds, ``(n_draws,)``."""
     parts = []
-    values = [f.asked for f in folds] if values is None else values
-    for fold, weight, used in zip(folds, weights, values, strict=True):
-        effects = fold.effects[name]
-        on = _weighted(effects.extra, effects.trials.is_value, weight)
-        off = _weighted(effects.extra, ~effects.trials.is_value, weight)
+    for fold, x, weight, (used, against) in zip(folds, extra, weights, contrasts, strict=True):
+        on = _weighted(x, fold.trials.is_value, weight)
+        off = _weighted(x, against, weight)
         parts.append(np.nanmean((on - off)[:, used], axis=1))
     return np.mean(parts, axis=0)
 

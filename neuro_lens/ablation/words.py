@@ -40,6 +40,11 @@ MEANING = {
     UNTRAINED: "the same hook in a decoder of random weights, features chosen by the same rule",
 }
 
+ELSEWHERE_MEANING = (
+    "features chosen on another recording by the same rule; intervals include the noise of the "
+    "choice, made again on resamples of that recording's repeat blocks"
+)
+
 
 def verdict(summary: pd.DataFrame, remarks: bool = True) -> list[str]:
     """Return in words what a summary says: the effect, and the controls it beats and does not.
@@ -64,6 +69,7 @@ def verdict(summary: pd.DataFrame, remarks: bool = True) -> list[str]:
         sentences.append(_effect(sae))
         sentences += _comparisons(rows)
         sentences += _criterion(sae, rows[rows["dictionary"] == BIAS])
+        sentences += _opposite(sae)
         if remarks and "words" in sae:
             sentences += [w for w in sae["words"].drop_duplicates() if isinstance(w, str) and w]
     return sentences
@@ -104,7 +110,7 @@ def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str,
     words = []
     for row in summary.itertuples():
         if row.dictionary != SAE:
-            words.append(MEANING.get(row.dictionary, "features chosen on another recording"))
+            words.append(MEANING.get(row.dictionary, ELSEWHERE_MEANING))
             continue
         here = matching[
             (matching["hook"] == row.hook) & (matching["recording_id"] == row.recording_id)
@@ -179,6 +185,28 @@ def _criterion(sae: pd.DataFrame, bias: pd.DataFrame) -> list[str]:
         f"A constant on the logit could do the same: a value's {area}, so {some}the "
         "criterion may have moved alone and the variable is not shown to be lost."
     ]
+
+
+def _opposite(sae: pd.DataFrame) -> list[str]:
+    """Return whether the opposite value loses as much: direction lost, or orientation."""
+    if "opposite" not in sae or sae["opposite"].isna().all():
+        return []
+    low, high = sae["beyond_opposite_low"].min(), sae["beyond_opposite_high"].max()
+    numbers = (
+        f"{_signed(sae['opposite'].mean())} nats, "
+        f"{_signed(sae['beyond_opposite'].mean())} less than the direction itself"
+    )
+    numbers = f"The opposite direction loses {numbers}"
+    if sae[["beyond_opposite_low", "beyond_opposite_high"]].isna().any(axis=None):
+        return [f"{numbers} (no interval from so few repeat blocks)."]
+    spread = f"95 % interval {_signed(low)} to {_signed(high)}"
+    if low > 0:
+        meaning = "what is removed is of the direction, beyond its orientation"
+    elif high < 0:
+        meaning = "the opposite direction loses more"
+    else:
+        meaning = "no more of the direction than of its orientation is shown to be lost"
+    return [f"{numbers} ({spread}): {meaning}."]
 
 
 def _rank(sae: pd.DataFrame) -> str:

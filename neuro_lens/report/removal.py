@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..ablation import verdict
+from ..ablation.controls import ELSEWHERE
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .style import (
     BLUE,
@@ -198,7 +199,8 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
             f"Specificity of removal at {hook}: extra log-loss on the trials of the value whose "
             "features are removed, minus that on the other trials, averaged over values. "
             "Features chosen on one half of the held-out repeats and tested on the other, both "
-            "ways. Bar: 95 % interval, bootstrap over repeat blocks. Grey block: "
+            f"ways.{_how_chosen(results)} Bar: 95 % interval, bootstrap over repeat blocks"
+            f"{_including_choice(summary)}. Grey block: "
             "a control’s draws, mean to 95th percentile (orange), of matched sets on the values "
             "where they match (open: the SAE on the same values, where these are not all); beside "
             f"the SAE, those of the {n_controls} random sets matched on "
@@ -212,6 +214,26 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
     if "words" in summary and kind == "verdict":
         blocks += _meanings(summary)
     return blocks
+
+
+def _how_chosen(results: Results) -> str:
+    """Return the caveat on a recording that was taken because it is decoded best."""
+    if results.setting("ablation", "recordings") != "best":
+        return ""
+    return (
+        " The recording is the one that is decoded best on the select half, on which one of the "
+        "two folds is tested: it stands for itself, not for the others."
+    )
+
+
+def _including_choice(summary: pd.DataFrame) -> str:
+    """Return what else the interval of features from another recording includes."""
+    if not summary["dictionary"].str.startswith(ELSEWHERE).any():
+        return ""
+    return (
+        "; of features from another recording also over their choice, made again on resamples of "
+        "that recording’s repeat blocks"
+    )
 
 
 def _remarks(summary: pd.DataFrame) -> list[Paragraph]:
@@ -288,12 +310,14 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
     changes = {
         "on_target": "nats on",
         "off_target": "off",
+        "opposite": "opposite",
         "recall_on": "recall on",
         "recall_off": "off",
         "auc_on": "AUC on",
         "auc_off": "off",
     }
-    shown = [c for c in changes if c in summary]
+    shown = [c for c in changes if c in summary and summary[c].notna().any()]
+    across = "opposite" in shown
     ranked = bool(summary["p_rank"].notna().any())
     judged = bool(summary["beaten"].notna().any())
     apart = judged and "diff_low" in summary
@@ -304,7 +328,10 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         spread = interval(group["low"].min(), group["high"].max())
         cells = ["SAE" if place[0] == "sae" else str(place[0]), *[str(place[1])] * several]
         cells += [f"{number(mean['specificity'], sign=True)} {spread}"]
-        cells += [number(mean[c], sign=True) for c in shown]
+        for column in shown:
+            cells.append(number(mean[column], sign=True))
+            if column == "opposite":
+                cells.append(_beyond_opposite(group))
         if apart:
             cells.append(interval(group["diff_low"].min(), group["diff_high"].max()) or "–")
         if ranked:
@@ -315,7 +342,8 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         rows.append(cells)
     rows.sort(key=lambda row: row[0] != "SAE")
     headers = ["removed", *["recording"] * several, "specificity [95 %]"]
-    headers += [changes[c] for c in shown]
+    for column in shown:
+        headers += [changes[column], *["on − opposite [95 %]"] * (column == "opposite")]
     headers += ["SAE minus it"] * apart + ["p"] * ranked + ["SAE beats it"] * judged
     return Grid(
         headers,
@@ -324,6 +352,9 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         "(off): log-loss in nats, recall, and the area under the curve of the value against the "
         "rest, which a moved criterion leaves alone. Mean over seeds; an interval spans those of "
         "all seeds."
+        + " Opposite: on the trials of the opposite direction; on − opposite is near zero where "
+        "what is lost is the orientation."
+        * across
         + " SAE minus it: 95 % interval of the difference in specificity." * apart
         + " p: the SAE’s rank among the control’s draws, the largest over seeds." * ranked
         + " The SAE beats a control where the interval of the difference lies above zero and, of "
@@ -333,6 +364,12 @@ def _summary_grid(summary: pd.DataFrame) -> Grid:
         + " Matched sets are compared on the values where they match." * judged,
         text_columns=1 + several,
     )
+
+
+def _beyond_opposite(rows: pd.DataFrame) -> str:
+    """Return what a direction loses more than the opposite one, with its interval over seeds."""
+    spread = interval(rows["beyond_opposite_low"].min(), rows["beyond_opposite_high"].max())
+    return f"{number(rows['beyond_opposite'].mean(), sign=True)} {spread}".strip()
 
 
 def _yes(beaten: pd.Series) -> str:

@@ -70,7 +70,13 @@ def ablation(
 
 
 def best_recording(decoder: Any, batches: Any) -> str:
-    """Return the recording whose ``select`` trials the decoder decodes best, by log-loss."""
+    """Return the recording whose ``select`` trials the decoder decodes best, by log-loss.
+
+    No feature is removed for the choice and no ``report`` trial is looked at. But features chosen
+    on ``report`` are tested on these ``select`` trials, where the best of several recordings was
+    decoded a little better than it is in truth, so a study of the best recording speaks of that
+    recording and of no typical one.
+    """
     from ..decoders import decode_trials
 
     select = batches.where(lambda labels: labels["split"] == "select")

@@ -10,6 +10,7 @@ from neuro_lens.ablation.controls import (
     fresh_decoder,
     logit_controls,
     matched_controls,
+    resampled,
     shuffled,
     untrained_decoder,
 )
@@ -146,6 +147,21 @@ def test_shuffling_stays_within_blocks(hooked):
     assert labels["direction"].tolist() == list(CLASSES) * 4
 
 
+def test_resampling_draws_whole_blocks_that_stand_apart():
+    labels = make_batch("report").labels
+    codes = TrialCodes(np.arange(16.0)[:, None], labels)
+    for seed in range(20):
+        found = resampled(codes, np.random.default_rng(seed))
+        blocks = found.codes.reshape(4, 4)
+        assert (np.diff(blocks) == 1).all()
+        assert (blocks[:, 0] % 4 == 0).all()
+        assert len(np.unique(blocks[:, 0])) > 1
+        assert found.trials["block"].tolist() == np.repeat(range(4), 4).tolist()
+        assert found.trials["trial"].is_unique
+        assert (np.diff(found.trials["start"]) > 0).all()
+        assert found.trials["direction"].tolist() == list(CLASSES) * 4
+
+
 def test_the_rule_finds_the_carriers():
     batch = make_batch("select", n_blocks=8)
     codes = TrialCodes(batch.inputs["x"].mean(1).numpy().astype(float), batch.labels)
@@ -175,3 +191,16 @@ def test_untrained_decoder_has_an_sae_of_its_own(hooked, dimensions):
     assert sae.cfg.d_sae == dimensions.cfg.d_sae
     with other.ablate(sae, [0]):
         pass
+
+
+def test_the_untrained_decoders_sae_is_trained_like_the_other(hooked):
+    from neuro_lens.activations import harvest
+    from neuro_lens.saes import train_sae
+
+    fit = [make_batch("fit", n_blocks=16)]
+    training = {"steps": 30, "batch_size": 64, "lr": 1e-3}
+    sae = train_sae(harvest(hooked, fit, HOOK), "topk", d_sae=40, k=3, seed=1, **training)
+    _, other = untrained_decoder(hooked, sae, fit, seed=3)
+    assert other.cfg.d_sae == 40
+    for name in (*training, "k", "architecture"):
+        assert other.cfg.metadata[name] == sae.cfg.metadata[name]

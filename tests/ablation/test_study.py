@@ -12,6 +12,7 @@ CONTRACT = {
     "ablation": "hook role dictionary recording_id variable ablated tested n_features n_trials "
     "nats recall auc accuracy share_removed fold",
     "summary": "hook dictionary recording_id n_features on_target off_target specificity low high "
+    "opposite beyond_opposite beyond_opposite_low beyond_opposite_high "
     "matched_q95 matched_mean p_rank n_controls recall_on recall_off auc_on auc_off beaten words",
 }
 NULL = {v: [8 + c] for c, v in enumerate(CLASSES)}
@@ -133,6 +134,93 @@ def test_the_bootstrap_of_auc_weighs_trials():
     weight = rng.integers(0, 3, (5, 30)).astype(float)
     expected = [roc_auc_score(mine, odds, sample_weight=w) for w in weight]
     assert weighted_auc(odds, mine, weight) == pytest.approx(expected, abs=1e-6)
+
+
+def one_fold(hooked, dimensions, groups, variable="direction"):
+    from neuro_lens.ablation.study import Settings, _fold
+
+    from .toy import TASKS
+
+    settings = Settings(HOOK, variable, TASKS["grating"], controls=4, seed=0)
+    batch = make_batch("report", n_blocks=8)
+    batch.labels["orientation"] = batch.labels["direction"] % 180
+    return _fold(hooked, dimensions, [batch], groups, settings, "given", "m1")
+
+
+def test_a_direction_is_set_against_its_opposite(hooked, dimensions, carriers):
+    from neuro_lens.ablation.tables import ablation_table, summary_table
+
+    fold = one_fold(hooked, dimensions, carriers)
+    sae = summary_table([fold]).iloc[0]
+    rows = ablation_table([fold]).query("dictionary == 'sae'")
+    across = rows[(rows["tested"] - rows["ablated"]) % 360 == 180]["nats"].mean()
+    assert sae["opposite"] == pytest.approx(across, abs=1e-6)
+    assert sae["beyond_opposite"] == pytest.approx(sae["on_target"] - across, abs=1e-5)
+    assert 1 < sae["beyond_opposite_low"] < sae["beyond_opposite"] < sae["beyond_opposite_high"]
+    said = verdict(summary_table([fold]))
+    assert any("of the direction, beyond its orientation" in s for s in said)
+
+
+def test_features_of_orientation_cost_both_directions_alike(hooked, dimensions):
+    from neuro_lens.ablation.tables import summary_table
+
+    both = {v: [c, (c + 2) % 4] for c, v in enumerate(CLASSES)}
+    summary = summary_table([one_fold(hooked, dimensions, both)])
+    sae = summary.iloc[0]
+    assert sae["opposite"] > 0.5
+    assert abs(sae["beyond_opposite"]) < 0.1 * sae["opposite"]
+    assert sae["beyond_opposite_low"] <= 0 <= sae["beyond_opposite_high"]
+    assert any("no more of the direction than of its orientation" in s for s in verdict(summary))
+
+
+def test_orientations_have_no_opposite(hooked, dimensions):
+    from neuro_lens.ablation.tables import summary_table
+
+    groups = {0.0: [0, 2], 90.0: [1, 3]}
+    summary = summary_table([one_fold(hooked, dimensions, groups, "orientation")])
+    assert summary.filter(like="opposite").isna().all(axis=None)
+    assert not any("opposite" in s for s in verdict(summary))
+
+
+def test_a_direction_without_its_opposite_is_left_out(hooked, dimensions, carriers):
+    fold = one_fold(hooked, dimensions, {v: carriers[v] for v in (0.0, 90.0)})
+    assert fold.opposite().values.tolist() == [True, True, False, False]
+    assert (fold.opposite().against[0] == fold.trials.is_value[2]).all()
+
+
+def test_another_recordings_interval_includes_its_choice(study):
+    silent = row(study, "features from m2")
+    middle = (silent["low"] + silent["high"]) / 2
+    assert middle == pytest.approx(silent["specificity"], abs=1e-6)
+    difference = (silent["diff_low"] + silent["diff_high"]) / 2
+    expected = row(study, "sae")["specificity"] - silent["specificity"]
+    assert difference == pytest.approx(expected, abs=1e-5)
+    assert "intervals include the noise of the choice" in silent["words"]
+
+
+def test_choices_that_agree_leave_the_tested_blocks_uncertainty(hooked, dimensions, carriers):
+    from neuro_lens.ablation.folds import Choices
+    from neuro_lens.ablation.tables import summary_table
+
+    fold = one_fold(hooked, dimensions, carriers)
+    own = fold.effects["sae"].extra
+    fold.effects["features from m2"] = fold.effects["sae"]
+    widths = []
+    for spread in (0.0, 0.3):
+        factor = 1 + spread * np.linspace(-1, 1, 9)[:, None, None]
+        fold.choices["features from m2"] = Choices(own * factor, 8)
+        summary = summary_table([fold]).set_index("dictionary")
+        widths.append((summary["high"] - summary["low"]).to_dict())
+    assert widths[0]["features from m2"] == pytest.approx(widths[0]["sae"], rel=0.1)
+    assert widths[1]["features from m2"] > 1.5 * widths[1]["sae"]
+
+
+def test_one_block_to_choose_on_gives_no_interval(hooked, dimensions, select, report):
+    alone = [[make_batch(s, seed=5, recording_id="m2", n_blocks=1)] for s in ("select", "report")]
+    found = row(cross(hooked, dimensions, select, report, others={"m2": alone}), "features from m2")
+    assert np.isfinite(found["specificity"])
+    assert found[["low", "high", "diff_low", "diff_high"]].isna().all()
+    assert pd.isna(found["beaten"])
 
 
 def test_the_matrix_is_diagonal(study):
