@@ -1,6 +1,6 @@
 """Activations of a decoder at its hook points: harvested, stored, read back."""
 
-from .harvest import harvest
+from .harvesting import harvest
 from .store import ActivationStore
 
 __all__ = ["ActivationStore", "harvest"]

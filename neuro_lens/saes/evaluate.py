@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from neuro_lens.activations import ActivationStore, harvest
-from neuro_lens.activations.harvest import eval_mode, window_table
+from neuro_lens.activations.harvesting import eval_mode, window_table
 from neuro_lens.base import Batch, NeuroLensError, Task, accuracy, as_batch, track
 
 from .health import health
