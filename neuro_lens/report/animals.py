@@ -107,7 +107,7 @@ def plot_between(table: pd.DataFrame) -> Figure:
         height, _, _ = axis.hist(counts["count"], bins=bins, color=FAINT, edgecolor="white", lw=1)
         axis.axvline(true, color=VERMILION, lw=1.6)
         axis.annotate(
-            f"true split: {true:g}",
+            f"true split: {number(true, 0 if float(true).is_integer() else 1)}",
             (true, height.max() * 1.08),
             xytext=(4 if true < top * 0.6 else -4, 0),
             textcoords="offset points",

@@ -71,7 +71,7 @@ def chosen(summary: pd.DataFrame, n_features: int | None) -> pd.DataFrame:
     """Return one number of features of each dictionary: the study's, else the largest."""
     if "n_features" not in summary:
         return summary
-    keys = ["hook", "dictionary", "recording_id"]
+    keys = ["hook", "dictionary", "recording_id", *({"seed"} & set(summary))]
 
     def pick(column: pd.Series) -> pd.Series:
         wanted = n_features if (column == n_features).any() else column.max()

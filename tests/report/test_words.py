@@ -176,3 +176,18 @@ def test_what_the_opposite_direction_loses_is_said(tables):
     opposite = rows[(rows["tested"] - rows["ablated"]) % 360 == 180]["nats"].mean()
     assert f"on the opposite one {number(opposite, sign=True)}" in _opposite(rows)
     assert _opposite(rows.assign(variable="contrast")) == ""
+
+
+def test_every_seed_is_kept_where_one_had_fewer_features():
+    from neuro_lens.report.removal import chosen
+
+    summary = pd.DataFrame(
+        {
+            "hook": "h",
+            "dictionary": "sae",
+            "recording_id": "r",
+            "seed": [0, 1, 1],
+            "n_features": [6, 5, 3],
+        }
+    )
+    assert chosen(summary, 6)[["seed", "n_features"]].values.tolist() == [[0, 6], [1, 5]]
