@@ -179,8 +179,6 @@ def test_what_the_opposite_direction_loses_is_said(tables):
 
 
 def test_every_seed_is_kept_where_one_had_fewer_features():
-    from neuro_lens.report.removal import chosen
-
     summary = pd.DataFrame(
         {
             "hook": "h",
