@@ -49,7 +49,7 @@ def test_a_dumped_study_loads_again():
         ("name: a\nseed: [1]\n", 2, "did you mean 'seeds'?"),
         ("name: a\n\n\nwobble: {x: 1}\n", 4, "there are name, seeds"),
         ("name: a\nsae:\n  d_sae: 16\n  k: eight\n", 4, "sae.k is 'eight'"),
-        ("name: a\ndecoder:\n  steps: true\n", 3, "its default is 1500"),
+        ("name: a\ndecoder:\n  steps: true\n", 3, "its default is 1200"),
         ("name: a\nsae: {architecture: topkk}\n", 2, "'batchtopk', 'topk'"),
         ("name: a\nablation:\n  recordings: worst\n", 3, "'best' or a valid list"),
         ("name: a\nseeds:\n- 0\n- -1\n", 4, "seeds[1] is -1"),
