@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,12 +45,16 @@ class Cell:
 
 
 def run_cell(cell_json: str, out: str) -> str:
-    """Run one cell into ``out/<its name>`` unless that exists; return the folder."""
+    """Run one cell into ``out/<its name>`` unless that exists; return the folder.
+
+    It runs on one torch thread: sums in another order would make results depend on how many
+    cores and workers there are.
+    """
     cell = Cell(**json.loads(cell_json))
     folder = Path(out) / cell.name
     if not folder.exists():
         module, function = cell.command.split(":")
-        with atomic_folder(folder) as part:
+        with atomic_folder(folder) as part, _one_thread():
             getattr(importlib.import_module(module), function)(part, **cell.params)
             write_json(part / "cell.json", {"command": cell.command, "params": cell.params})
     return str(folder)
@@ -67,21 +71,25 @@ def run_cells(
     out : path
         Folder that holds a folder a cell.
     workers : int
-        Processes, which share the cores; 1 runs in this one.
+        Processes; 1 runs in this one. Results do not depend on their number.
     description : str
         Beside the progress bar.
     """
     jobs = [cell.to_json() for cell in cells]
     if workers <= 1 or len(jobs) <= 1:
         return [Path(run_cell(job, str(out))) for job in track(jobs, description)]
-    share = max(1, (os.cpu_count() or 1) // workers)
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _use_threads, (share,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         done = pool.map(run_cell, jobs, [str(out)] * len(jobs))
         return [Path(folder) for folder in track(done, description, len(jobs))]
 
 
-def _use_threads(n: int) -> None:
+@contextmanager
+def _one_thread() -> Iterator[None]:
     import torch
 
-    torch.set_num_threads(n)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

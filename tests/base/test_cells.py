@@ -53,3 +53,22 @@ def test_a_name_follows_from_what_determines_the_result():
     a, b = cells(1, 2)
     assert a.name != b.name
     assert a.name == cells(1)[0].name
+
+
+def threads(folder: Path) -> None:
+    """Write how many threads torch may use."""
+    import torch
+
+    (folder / "result").write_text(str(torch.get_num_threads()))
+
+
+def test_a_cell_runs_on_one_thread_and_leaves_the_setting_alone(tmp_path, monkeypatch):
+    import sys
+
+    import torch
+
+    monkeypatch.setattr(sys.modules[__name__], "threads", threads, raising=False)
+    before = torch.get_num_threads()
+    (folder,) = run_cells([Cell(f"{__name__}:threads", {})], tmp_path)
+    assert (folder / "result").read_text() == "1"
+    assert torch.get_num_threads() == before
