@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .contrasts import (
+    assignment_test,
+    bootstrap_auc,
+    contrast_interval,
+    contrast_sides,
+    difference_interval,
+    rechosen_interval,
+)
 from .controls import BIAS, DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
-from .folds import Contrast, Fold
-from .intervals import block_weights, bootstrap_interval, choice_interval, rank_p
+from .folds import Fold
+from .intervals import block_weights, bootstrap_interval, rank_p
 from .matching import TOLERANCE
 from .outcomes import confusions
 
@@ -39,8 +47,11 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
 
     ``on_target`` and ``off_target`` (extra nats on the ablated value's trials, on the others),
     ``specificity`` (their difference, averaged over values), ``low`` and ``high`` (its 95 %
-    interval, a bootstrap over repeat blocks, which speaks of this recording only; of features
-    that another recording chose it includes the choice, see `choice_interval`), ``opposite``
+    interval, a bootstrap over the tested repeat blocks, which speaks of this recording and these
+    features only), ``choice_low`` and ``choice_high`` (of features that another recording chose,
+    the interval that includes the choice, see `choice_interval`), ``assigned_low``,
+    ``assigned_high`` and ``p_assigned`` (what the same sets give when they are removed for other
+    values than their own, see `assignment_test`), ``opposite``
     (extra nats on the trials of the direction opposite to the ablated one), ``beyond_opposite``
     (what the direction loses more than its opposite, with ``beyond_opposite_low`` and ``…_high``;
     near zero where the features are of orientation; null for a variable without opposites),
@@ -127,23 +138,6 @@ def group_table(folds: Sequence[Fold]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def weighted_auc(odds_t: np.ndarray, mine: np.ndarray, weight_bt: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve with trials weighted, shape ``(n_draws,)``.
-
-    Parameters
-    ----------
-    odds_t : array, shape (n_trials,)
-    mine : array of bool, shape (n_trials,)
-        The target's trials.
-    weight_bt : array, shape (n_draws, n_trials)
-    """
-    above = odds_t[mine][:, None] - odds_t[~mine][None]
-    order = ((np.sign(above) + 1) / 2).astype(np.float32)
-    yes, no = weight_bt[:, mine], weight_bt[:, ~mine]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.einsum("by,yn,bn->b", yes, order, no, optimize=True) / (yes.sum(1) * no.sum(1))
-
-
 def _effect_rows(fold: Fold, dictionary: str) -> pd.DataFrame:
     effects = fold.effects[dictionary]
     trials = effects.trials
@@ -188,7 +182,7 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
     names = [n for n in folds[0].effects if all(n in f.effects for f in folds)]
     asked, others = [f.asked for f in folds], [f.others() for f in folds]
     dose = max((len(g) for f in folds for g in f.groups[SAE].values()), default=0)
-    area = bootstrap_interval(_bootstrap_auc(folds, weights), n_blocks)
+    area = bootstrap_interval(bootstrap_auc(folds, weights), n_blocks)
     rows = []
     for name in names:
         row = {
@@ -198,7 +192,13 @@ def _summary_rows(folds: Sequence[Fold], rng: np.random.Generator) -> list[dict[
             "n_features": dose,
             **_on_off(folds, name, "nats", ("on_target", "off_target")),
             "specificity": float(_specificity(folds, name, asked).mean()),
-            **_pair("low", "high", _interval(folds, name, weights, n_blocks, others)),
+            **_pair("low", "high", contrast_interval(folds, name, weights, n_blocks, others)),
+            **_pair(
+                "choice_low",
+                "choice_high",
+                rechosen_interval(folds, name, weights, n_blocks, others),
+            ),
+            **_assignment(folds, name, rng),
             **_opposite(folds, name, weights, n_blocks),
             **_comparison(folds, name, weights, n_blocks),
         }
@@ -234,8 +234,9 @@ def _comparison(
         row |= _ranks(sae, _specificity(kept, control, values))
     if name != SAE:
         drawn = [weights[i] for i in here]
-        others, blocks = [f.others(v) for f, v in zip(kept, values, strict=True)], n_blocks
-        interval = _interval(kept, name, drawn, [blocks[i] for i in here], others, below=SAE)
+        others = [f.others(v) for f, v in zip(kept, values, strict=True)]
+        blocks = [n_blocks[i] for i in here]
+        interval = difference_interval(kept, SAE, name, drawn, blocks, others)
         row |= _pair("diff_low", "diff_high", interval)
     return row
 
@@ -288,96 +289,10 @@ def _opposite(
     if not all(pair.values.any() for pair in pairs):
         return dict.fromkeys(columns, float("nan"))
     extra = [f.effects[name].extra for f in folds]
-    both = [_sides(x, f, pair) for x, f, pair in zip(extra, folds, pairs, strict=True)]
+    both = [contrast_sides(x, f, pair) for x, f, pair in zip(extra, folds, pairs, strict=True)]
     on, across = np.mean([[side.mean() for side in sides] for sides in both], axis=0)
-    interval = _interval(folds, name, weights, n_blocks, pairs)
+    interval = contrast_interval(folds, name, weights, n_blocks, pairs)
     return dict(zip(columns, (float(across), float(on - across), *interval), strict=True))
-
-
-def _interval(
-    folds: Sequence[Fold],
-    name: str,
-    weights: Sequence[np.ndarray],
-    n_blocks: Sequence[int],
-    contrasts: Sequence[Contrast],
-    below: str | None = None,
-) -> tuple[float, float]:
-    """Return the interval of a contrast, or of another dictionary's minus this one's."""
-    chosen = [f.choices[name] for f in folds if name in f.choices]
-    extra = [f.effects[name].extra for f in folds]
-    if any(len(c.extra) == 0 for c in chosen):
-        return float("nan"), float("nan")
-    mean = [c.extra.mean(0) for c in chosen] or extra
-    draws = _bootstrap(folds, mean, weights, contrasts)
-    estimate = _estimate(folds, extra, contrasts)
-    if below is not None:
-        better = [f.effects[below].extra for f in folds]
-        draws = _bootstrap(folds, better, weights, contrasts) - draws
-        estimate = _estimate(folds, better, contrasts) - estimate
-    if not chosen:
-        return bootstrap_interval(draws, n_blocks)
-    each = [
-        np.subtract(*_sides(c.extra, f, k)).mean(-1)
-        for c, f, k in zip(chosen, folds, contrasts, strict=True)
-    ]
-    return choice_interval(estimate, draws, each, n_blocks, [c.n_blocks for c in chosen])
-
-
-def _sides(extra: np.ndarray, fold: Fold, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
-    """Return extra nats on each compared value's trials and on those it is compared with.
-
-    Two arrays of shape ``(…, n_compared)`` for ``extra`` of shape ``(…, n_values, n_trials)``.
-    """
-    used = contrast.values
-    means = []
-    for use in (fold.trials.is_value[used], contrast.against[used]):
-        means.append((extra[..., used, :] * use).sum(-1) / use.sum(-1))
-    return means[0], means[1]
-
-
-def _estimate(
-    folds: Sequence[Fold], extra: Sequence[np.ndarray], contrasts: Sequence[Contrast]
-) -> float:
-    sides = [_sides(x, f, k) for x, f, k in zip(extra, folds, contrasts, strict=True)]
-    return float(np.mean([(on - off).mean() for on, off in sides]))
-
-
-def _bootstrap(
-    folds: Sequence[Fold],
-    extra: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray],
-    contrasts: Sequence[Contrast],
-) -> np.ndarray:
-    """Return a contrast in each draw of repeat blocks, the mean over folds, ``(n_draws,)``."""
-    parts = []
-    for fold, x, weight, (used, against) in zip(folds, extra, weights, contrasts, strict=True):
-        on = _weighted(x, fold.trials.is_value, weight)
-        off = _weighted(x, against, weight)
-        parts.append(np.nanmean((on - off)[:, used], axis=1))
-    return np.mean(parts, axis=0)
-
-
-def _bootstrap_auc(folds: Sequence[Fold], weights: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the change of AUC on target in each draw of repeat blocks, shape ``(n_draws,)``."""
-    parts = []
-    for fold, weight in zip(folds, weights, strict=True):
-        if not fold.trials.exclusive:
-            return np.full(len(weight), np.nan)
-        changes = [
-            weighted_auc(after, mine, weight) - weighted_auc(before, mine, weight)
-            for before, after, mine, asked in zip(
-                *fold.odds, fold.trials.is_value, fold.asked, strict=True
-            )
-            if asked
-        ]
-        parts.append(np.nanmean(changes, axis=0))
-    return np.mean(parts, axis=0)
-
-
-def _weighted(extra_vt: np.ndarray, use_vt: np.ndarray, weight_bt: np.ndarray) -> np.ndarray:
-    total = weight_bt @ use_vt.T.astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (weight_bt @ (extra_vt * use_vt).T.astype(np.float32)) / total
 
 
 def _on_off(
@@ -391,6 +306,14 @@ def _on_off(
         [side[:, f.asked].mean() for side in pair] for f, pair in zip(folds, pairs, strict=True)
     ]
     return dict(zip(columns, np.mean(means, axis=0).tolist(), strict=True))
+
+
+def _assignment(folds: Sequence[Fold], name: str, rng: np.random.Generator) -> dict[str, float]:
+    """Return the assignment test, of dictionaries that have one set a value."""
+    columns = ("assigned_low", "assigned_high", "p_assigned")
+    if name in FAMILIES or name == BIAS:
+        return dict.fromkeys(columns, float("nan"))
+    return dict(zip(columns, assignment_test(folds, name, rng), strict=True))
 
 
 def _pair(low: str, high: str, values: tuple[float, float]) -> dict[str, float]:

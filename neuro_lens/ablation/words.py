@@ -10,6 +10,7 @@ import pandas as pd
 from .controls import (
     BIAS,
     DIRECTIONS,
+    ELSEWHERE,
     LOGIT_SETS,
     PCS,
     RANDOM_SAE,
@@ -41,8 +42,8 @@ MEANING = {
 }
 
 ELSEWHERE_MEANING = (
-    "features chosen on another recording by the same rule; intervals include the noise of the "
-    "choice, made again on resamples of that recording's repeat blocks"
+    "features chosen on another recording by the same rule; the difference to the SAE includes "
+    "the noise of the choice, made again on resamples of that recording's repeat blocks"
 )
 
 
@@ -70,6 +71,7 @@ def verdict(summary: pd.DataFrame, remarks: bool = True) -> list[str]:
         sentences += _comparisons(rows)
         sentences += _criterion(sae, rows[rows["dictionary"] == BIAS])
         sentences += _opposite(sae)
+        sentences += _elsewhere(rows)
         if remarks and "words" in sae:
             sentences += [w for w in sae["words"].drop_duplicates() if isinstance(w, str) and w]
     return sentences
@@ -207,6 +209,40 @@ def _opposite(sae: pd.DataFrame) -> list[str]:
     else:
         meaning = "no more of the direction than of its orientation is shown to be lost"
     return [f"{numbers} ({spread}): {meaning}."]
+
+
+def _elsewhere(rows: pd.DataFrame) -> list[str]:
+    """Return what features do that another recording chose, by each measure of their noise."""
+    sentences = []
+    strange = rows[rows["dictionary"].str.startswith(ELSEWHERE)]
+    for name, found in strange.groupby("dictionary", sort=False):
+        parts = [
+            f"{_covering(found, low, high)} {means}"
+            for low, high, means in (
+                ("low", "high", "over the tested repeat blocks, the features as given"),
+                ("choice_low", "choice_high", "with the noise of the choice"),
+            )
+            if low in found and found[low].notna().all()
+        ]
+        words = f"{str(name).capitalize()} have a specificity of "
+        words += _signed(found["specificity"].mean(), 3)
+        if "p_assigned" in found and found["p_assigned"].notna().all():
+            ps = ", ".join(f"{p:.2g}" for p in found["p_assigned"])
+            parts.append(
+                f"and {_signed(found['assigned_low'].min())} to "
+                f"{_signed(found['assigned_high'].max())} is what the same sets give when they "
+                f"are paired with the values at random (two-sided p {ps})"
+            )
+        sentences.append(f"{words}{': ' if parts else ''}{'; '.join(parts)}.")
+    return sentences
+
+
+def _covering(rows: pd.DataFrame, low: str, high: str) -> str:
+    covers = (rows[low] <= 0) & (rows[high] >= 0)
+    spread = f"{_signed(rows[low].min())} to {_signed(rows[high].max())}"
+    if len(rows) == 1:
+        return f"95 % interval {spread}, {'covering' if covers.all() else 'not covering'} zero,"
+    return f"95 % intervals {spread}, covering zero in {covers.sum()} of {len(rows)} seeds,"
 
 
 def _rank(sae: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ..ablation import verdict
 from ..ablation.controls import ELSEWHERE
+from .assignment import assignment_grid
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .style import (
     BLUE,
@@ -124,8 +125,8 @@ def plot_specificity(summary: pd.DataFrame) -> Figure:
     ----------
     summary : DataFrame
         ``ablation_summary`` of one hook: ``dictionary``, ``recording_id``, ``specificity``,
-        ``low``, ``high``, ``matched_mean`` and ``matched_q95``; several seeds are drawn beside
-        each other.
+        ``low``, ``high``, ``matched_mean``, ``matched_q95`` and, where there are, ``choice_low``
+        and ``choice_high``; several seeds are drawn beside each other.
 
     Returns
     -------
@@ -144,6 +145,8 @@ def plot_specificity(summary: pd.DataFrame) -> Figure:
         for offset, row in zip(_offsets(len(rows)), rows.itertuples(), strict=True):
             _draw_matched(axis, y + offset, row)
             axis.plot([row.low, row.high], [y + offset] * 2, color=colour, lw=1.4, zorder=2)
+            wider = [getattr(row, "choice_low", np.nan), getattr(row, "choice_high", np.nan)]
+            axis.plot(wider, [y + offset] * 2, color=colour, lw=0.7, ls=":", zorder=2)
             axis.plot(row.specificity, y + offset, "o", ms=5.5, color=colour, zorder=3)
     several = summary["recording_id"].nunique() > 1
     labels = [_row_label(d, r, several) for d, r in places]
@@ -210,6 +213,7 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
         )
     )
     blocks.append(_summary_grid(summary))
+    blocks += assignment_grid(summary)
     blocks += _remarks(summary)
     if "words" in summary and kind == "verdict":
         blocks += _meanings(summary)
@@ -227,12 +231,12 @@ def _how_chosen(results: Results) -> str:
 
 
 def _including_choice(summary: pd.DataFrame) -> str:
-    """Return what else the interval of features from another recording includes."""
+    """Return what the second interval of features from another recording includes."""
     if not summary["dictionary"].str.startswith(ELSEWHERE).any():
         return ""
     return (
-        "; of features from another recording also over their choice, made again on resamples of "
-        "that recording’s repeat blocks"
+        " (dotted, of features from another recording: also over their choice, made again on "
+        "resamples of that recording’s repeat blocks)"
     )
 
 

@@ -5,9 +5,8 @@ import pytest
 from neuro_lens.ablation import ablation_study, cross_fitted_study, verdict
 from neuro_lens.base import NeuroLensError
 
-from .toy import CLASSES, make_batch
+from .toy import CLASSES, HOOK, make_batch, one_fold
 
-HOOK = "hook_resid_post"
 CONTRACT = {
     "ablation": "hook role dictionary recording_id variable ablated tested n_features n_trials "
     "nats recall auc accuracy share_removed fold",
@@ -127,24 +126,13 @@ def test_a_bias_is_beaten_by_a_fallen_auc_alone(study):
 def test_the_bootstrap_of_auc_weighs_trials():
     from sklearn.metrics import roc_auc_score
 
-    from neuro_lens.ablation.tables import weighted_auc
+    from neuro_lens.ablation.contrasts import weighted_auc
 
     rng = np.random.default_rng(0)
     odds, mine = rng.normal(size=30).round(1), rng.random(30) < 0.4
     weight = rng.integers(0, 3, (5, 30)).astype(float)
     expected = [roc_auc_score(mine, odds, sample_weight=w) for w in weight]
     assert weighted_auc(odds, mine, weight) == pytest.approx(expected, abs=1e-6)
-
-
-def one_fold(hooked, dimensions, groups, variable="direction"):
-    from neuro_lens.ablation.study import Settings, _fold
-
-    from .toy import TASKS
-
-    settings = Settings(HOOK, variable, TASKS["grating"], controls=4, seed=0)
-    batch = make_batch("report", n_blocks=8)
-    batch.labels["orientation"] = batch.labels["direction"] % 180
-    return _fold(hooked, dimensions, [batch], groups, settings, "given", "m1")
 
 
 def test_a_direction_is_set_against_its_opposite(hooked, dimensions, carriers):
@@ -190,12 +178,16 @@ def test_a_direction_without_its_opposite_is_left_out(hooked, dimensions, carrie
 
 def test_another_recordings_interval_includes_its_choice(study):
     silent = row(study, "features from m2")
-    middle = (silent["low"] + silent["high"]) / 2
+    middle = (silent["choice_low"] + silent["choice_high"]) / 2
     assert middle == pytest.approx(silent["specificity"], abs=1e-6)
+    assert np.isnan(row(study, "sae")["choice_low"])
     difference = (silent["diff_low"] + silent["diff_high"]) / 2
     expected = row(study, "sae")["specificity"] - silent["specificity"]
     assert difference == pytest.approx(expected, abs=1e-5)
-    assert "intervals include the noise of the choice" in silent["words"]
+    assert "the difference to the SAE includes the noise of the choice" in silent["words"]
+    said = next(s for s in verdict(study.summary) if s.startswith("Features from m2"))
+    assert "with the noise of the choice" in said
+    assert "paired with the values at random (two-sided p " in said
 
 
 def test_choices_that_agree_leave_the_tested_blocks_uncertainty(hooked, dimensions, carriers):
@@ -210,16 +202,19 @@ def test_choices_that_agree_leave_the_tested_blocks_uncertainty(hooked, dimensio
         factor = 1 + spread * np.linspace(-1, 1, 9)[:, None, None]
         fold.choices["features from m2"] = Choices(own * factor, 8)
         summary = summary_table([fold]).set_index("dictionary")
-        widths.append((summary["high"] - summary["low"]).to_dict())
-    assert widths[0]["features from m2"] == pytest.approx(widths[0]["sae"], rel=0.1)
-    assert widths[1]["features from m2"] > 1.5 * widths[1]["sae"]
+        chosen, tested = summary.loc["features from m2"], summary.loc["sae"]
+        assert chosen[["low", "high"]].tolist() == tested[["low", "high"]].tolist()
+        width = chosen["choice_high"] - chosen["choice_low"]
+        widths.append(width / (tested["high"] - tested["low"]))
+    assert widths[0] == pytest.approx(1, rel=0.1)
+    assert widths[1] > 1.5
 
 
-def test_one_block_to_choose_on_gives_no_interval(hooked, dimensions, select, report):
+def test_one_block_to_choose_on_gives_no_interval_of_the_choice(hooked, dimensions, select, report):
     alone = [[make_batch(s, seed=5, recording_id="m2", n_blocks=1)] for s in ("select", "report")]
     found = row(cross(hooked, dimensions, select, report, others={"m2": alone}), "features from m2")
     assert np.isfinite(found["specificity"])
-    assert found[["low", "high", "diff_low", "diff_high"]].isna().all()
+    assert found[["choice_low", "choice_high", "diff_low", "diff_high"]].isna().all()
     assert pd.isna(found["beaten"])
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from neuro_lens.base import Batch, Task
 from neuro_lens.hooks import In, Out, Residual
 
+HOOK = "hook_resid_post"
+
 N_CLASSES = 4
 D = 24
 P = 5
@@ -91,3 +93,12 @@ def make_batch(split, seed=0, n_blocks=4, recording_id="m1", signal=1.5, first_b
         recording_id=[recording_id] * len(target),
         window_start=np.arange(len(target), dtype=float),
     )
+
+
+def one_fold(hooked, dimensions, groups, variable="direction"):
+    from neuro_lens.ablation.study import Settings, _fold
+
+    settings = Settings(HOOK, variable, TASKS["grating"], controls=4, seed=0)
+    batch = make_batch("report", n_blocks=8)
+    batch.labels["orientation"] = batch.labels["direction"] % 180
+    return _fold(hooked, dimensions, [batch], groups, settings, "given", "m1")

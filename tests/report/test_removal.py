@@ -39,7 +39,7 @@ def test_without_opposites_nothing_is_shown_of_them(results, tables):
 
 def test_captions_say_what_was_chosen(results, tables):
     caption = blocks(results, Picture)[-1].caption
-    assert "of features from another recording also over their choice" in caption
+    assert "dotted, of features from another recording: also over their choice" in caption
     assert "decoded best" not in caption
     provenance = read_json(results / "provenance.json")
     provenance["study"]["ablation"]["recordings"] = "best"
