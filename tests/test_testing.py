@@ -1,11 +1,16 @@
-"""check_adapter passes on ours and finds what is wrong with others."""
+"""check_adapter passes on ours, and every promise that it checks can be broken."""
+
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from neuro_lens import NeuroLensError, Task
-from neuro_lens.hooks import Out, Residual, hook_model
+from neuro_lens.hooks import Attention, HookedDecoder, In, Out, Residual, hook_model, registry
+from neuro_lens.hooks import residual as residual_module
+from neuro_lens.hooks.eager import uncompiled
 from neuro_lens.testing import check_adapter
 
 
@@ -17,8 +22,11 @@ class Small(nn.Module):
 
     def forward(self, x, valid=None):
         self.aside(x)
-        x = x + self.dropout(self.attn(x))
+        x = x + self.dropout(self.branch(x))
         return x + self.dropout(self.mlp(x))
+
+    def branch(self, x):
+        return self.attn(x)
 
 
 X, VALID = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
@@ -30,8 +38,14 @@ GOOD = [
 TASK = Task("y", "regression", 4, lambda o, i: o[i["valid"]], lambda i: i["valid"])
 
 
-def hooked(taps, **kwargs):
-    return hook_model(Small(), taps, masks={"time": "valid"}, **kwargs)
+def hooked(taps, decoder=None, **kwargs):
+    return hook_model(decoder or Small(), taps, masks={"time": "valid"}, **kwargs)
+
+
+def broken_by(decoder, inputs=INPUTS):
+    with pytest.raises(NeuroLensError, match="breaks") as error:
+        check_adapter(decoder, inputs)
+    return str(error.value).partition("promise(s): ")[2].split("; ")
 
 
 def test_a_good_adapter_passes_with_a_table():
@@ -50,6 +64,21 @@ def test_the_torch_brain_adapter_passes(small_decoder, grating_recordings):
     table = check_adapter(small_decoder, batch)
     assert table["fired"].all()
     assert len(table) > 60
+
+
+def test_running_statistics_are_put_back():
+    class Normed(Small):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def branch(self, x):
+            return self.norm(self.attn(x))
+
+    decoder = Normed()
+    check_adapter(hooked(GOOD, decoder), INPUTS)
+    assert torch.equal(decoder.norm.running_mean, torch.zeros(3))
+    assert decoder.norm.num_batches_tracked == 0
 
 
 def wrong_task(name, **changes):
@@ -90,3 +119,449 @@ def test_a_mask_of_the_wrong_shape_is_named():
     decoder = hooked(GOOD)
     with pytest.raises(NeuroLensError, match=r"mask of axis 'time' has shape \(2, 2\)"):
         check_adapter(decoder, {"x": X, "valid": VALID[:, :2]})
+
+
+def test_something_attached_is_refused():
+    decoder = hooked(GOOD)
+    decoder.add_hook("b.hook_resid_mid", lambda x, hook: None)
+    with pytest.raises(NeuroLensError, match=r"reset_hooks\(\)"):
+        check_adapter(decoder, INPUTS)
+
+
+def test_points_that_do_not_fire_are_all_named():
+    decoder = Small()
+    decoder.one, decoder.two = nn.Linear(4, 4), nn.Linear(4, 4)
+    taps = [*GOOD, Out("one", "one", axis="time"), Out("two", "two", axis="time")]
+    found = broken_by(hooked(taps, decoder))
+    assert [s for s in found if "did not fire" in s] == [
+        "hook 'one' did not fire in this call",
+        "hook 'two' did not fire in this call",
+    ]
+
+
+def test_an_adapter_that_changes_the_decoder_is_named(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", [])
+    registry.find_adapter(nn.Linear(1, 1))
+
+    def taps(decoder):
+        decoder.attn.seen = True
+        return GOOD
+
+    registry.register_decoder(
+        matches=lambda m: isinstance(m, Small), taps=taps, masks={"time": "valid"}
+    )
+    assert broken_by(Small()) == ["hook_model changes 'attn' of the decoder"]
+
+
+class Notices(Small):
+    """Changes its branch where taps are on it; ``when`` says in which calls."""
+
+    def __init__(self, change, when=lambda: True):
+        super().__init__()
+        self.change, self.when = change, when
+
+    def branch(self, x):
+        noticed = bool(self.attn._forward_hooks) and self.when()
+        branch = self.attn(x)
+        return self.change(branch) if noticed else branch
+
+
+class Block(nn.Module):
+    """A decoder inside a module that can be checkpointed."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, valid=None):
+        return self.inner(x)
+
+
+def in_block(inner, kind=None):
+    taps = [
+        Residual("b.hook_attn_out", "b.hook_resid_mid", "inner.attn", axis="time"),
+        Out("q", "inner.mlp", axis="time"),
+    ]
+    decoder = hooked(taps, Block(inner))
+    return decoder if kind is None else of(kind, decoder)
+
+
+def more(x):
+    return x + 1
+
+
+def test_reading_that_changes_outputs_is_named():
+    assert "reading hook points changes the output in eval mode" in broken_by(
+        hooked(GOOD, Notices(more))
+    )
+    decoder = Notices(more)
+    decoder.when = lambda: decoder.training
+    found = broken_by(hooked(GOOD, decoder))
+    assert "reading hook points changes the output in train mode" in found
+    assert "reading hook points changes the output in eval mode" not in found
+
+
+def test_reading_that_changes_gradients_is_named():
+    decoder = hooked(GOOD, Notices(torch.detach))
+    assert "reading hook points changes the gradients" in broken_by(decoder)
+
+
+def test_reading_that_changes_outputs_under_autocast_is_named():
+    decoder = hooked(GOOD, Notices(more, partial(torch.is_autocast_enabled, "cpu")))
+    found = broken_by(decoder)
+    assert "reading hook points changes the output under bfloat16 autocast" in found
+    assert "reading hook points changes the output in eval mode" not in found
+
+
+def test_reading_that_a_checkpoint_cannot_repeat_is_named():
+    """The tensor that is kept for backward is there with taps and gone without them."""
+    decoder = in_block(Notices(lambda x: x * torch.ones_like(x)))
+    (found,) = broken_by(decoder)
+    assert found.startswith("reading hook points in a checkpointed block fails")
+
+
+def test_something_left_on_a_module_is_named():
+    decoder = Notices(lambda x: setattr(decoder.attn, "seen", True) or x)
+    assert "something is left on 'attn' after the calls" in broken_by(hooked(GOOD, decoder))
+
+
+def test_changed_weights_are_named():
+    def change(x):
+        with torch.no_grad():
+            decoder.aside.bias.add_(1)
+        return x
+
+    decoder = Notices(change)
+    assert "something is left on 'aside.bias' after the calls" in broken_by(hooked(GOOD, decoder))
+
+
+def test_a_decoder_that_never_repeats_itself_is_refused():
+    class Counts(Small):
+        n = 0
+
+        def branch(self, x):
+            self.n += 1
+            return self.attn(x) + self.n
+
+    with pytest.raises(NeuroLensError, match="another output each time it is called"):
+        check_adapter(hooked(GOOD, Counts()), INPUTS)
+
+
+def test_lengths_that_no_axis_has_are_named():
+    class Pools(Small):
+        def forward(self, x, valid=None):
+            return self.mlp(self.attn(x).mean(1, keepdim=True))
+
+    taps = [Out("a", "attn", axis="t"), Out("m", "mlp", axis="t")]
+    found = broken_by(hook_model(Pools(), taps))
+    assert "'m' has (2, 1) (window, t), and 'a' has (2, 3)" in found
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = Heads()
+
+    def forward(self, x, valid=None):
+        return self.attn(x[:, :2], x)
+
+
+class Heads(nn.Module):
+    heads = 2
+
+    def forward(self, x, context):
+        q, k = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in (x, context))
+        return F.scaled_dot_product_attention(q, k, k).transpose(1, 2).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("tap", "said"),
+    [
+        (Attention("a", "attn", "query", "key"), None),
+        (Attention("a", "attn", "query", "query"), r"'a.hook_pattern' has shape .* have \(2, 2\)"),
+        (Attention("a", "attn", "query", "key", heads=3), r"'a.hook_pattern' .*, not \(b, h, q"),
+    ],
+)
+def test_scores_and_pattern_have_their_axes(tap, said):
+    decoder = hook_model(Attends(), [tap])
+    if said is None:
+        assert len(check_adapter(decoder, INPUTS)) == 5
+    else:
+        with pytest.raises(NeuroLensError, match=said):
+            check_adapter(decoder, INPUTS)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_nested_tensors_are_named():
+    class Nests(nn.Module):
+        def forward(self, x):
+            return torch.nested.nested_tensor(list(x))
+
+    class Nested(Small):
+        def __init__(self):
+            super().__init__()
+            self.pack = Nests()
+
+        def branch(self, x):
+            return self.pack(self.attn(x)).to_padded_tensor(0.0)
+
+    found = broken_by(hooked([*GOOD, Out("pack", "pack", axis="time")], Nested()))
+    assert any("'pack' is a nested tensor" in s for s in found)
+
+
+def test_writing_back_that_is_not_exact_is_named():
+    class Keeps(Small):
+        kept = None
+
+        def __init__(self):
+            super().__init__()
+            self.attn.register_forward_hook(lambda m, a, o: setattr(self, "kept", o))
+
+        def branch(self, x):
+            branch = self.attn(x)
+            return branch if branch is self.kept else branch + 1
+
+    found = broken_by(hooked([Out("a", "attn", axis="time")], Keeps()))
+    assert "writing back what 'a' held changes the output" in found
+    assert "writing back what 'a' held changes the output under autocast" in found
+
+
+def test_a_resid_pre_that_is_the_branchs_input_alone_is_named():
+    taps = [In("b.hook_resid_pre", "attn", axis="time"), *GOOD]
+    (found,) = broken_by(hooked(taps))
+    assert found == (
+        "a value written at b.hook_resid_pre is not the stream that b.hook_resid_mid adds to"
+    )
+
+
+def _branch_not_added(func, args, place, ticket):
+    run, ticket.run = ticket.run, None
+    if ticket.branch:
+        run.fire(ticket.branch, args[place])
+    total = func(*args)
+    for name in ticket.sums:
+        total = run.fire(name, total)
+    return total
+
+
+def _sum_rounded(func, args, place, ticket):
+    run, ticket.run = ticket.run, None
+    operands = list(args)
+    if ticket.branch:
+        operands[place] = run.fire(ticket.branch, operands[place])
+    total = func(*operands)
+    edited = total
+    for name in ticket.sums:
+        edited = run.fire(name, edited)
+    return total if edited is total else total * 1.1 + (edited - total * 1.1)
+
+
+def _then_not_written(func, args, place, ticket):
+    run, ticket.run = ticket.run, None
+    operands = list(args)
+    if ticket.branch:
+        operands[place] = run.fire(ticket.branch, operands[place])
+    total = func(*operands)
+    for name in ticket.sums:
+        new = run.fire(name, total)
+        total = total if name.endswith("resid_pre") else new
+    return total
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (_branch_not_added, "'b.hook_resid_mid' is not its stream plus 'b.hook_attn_out' in"),
+        (_sum_rounded, "written at 'b.hook_resid_mid' is not 'b.hook_attn_out' removed in eval"),
+        (_then_not_written, "'c.hook_resid_pre' and 'b.hook_resid_mid' are one tensor, and"),
+    ],
+)
+def test_sums_that_are_not_their_terms_are_named(monkeypatch, wrong, said):
+    monkeypatch.setattr(residual_module, "_sum", wrong)
+    names = ("b.hook_attn_out", "b.hook_resid_mid", "attn")
+    decoder = hooked([Residual(*names, axis="time", then="c.hook_resid_pre")])
+    assert any(said in s for s in broken_by(decoder))
+
+
+def test_gradients_that_do_not_arrive_are_named():
+    class Stops(Small):
+        def branch(self, x):
+            return self.attn(x).detach() + self.mlp(x)
+
+    found = broken_by(hooked([Out("a", "attn", axis="time")], Stops()))
+    assert found == ["a backward hook at 'a' does not fire"]
+
+
+class Swallows(Small):
+    def branch(self, x):
+        try:
+            return self.attn(x)
+        except Exception:
+            return x
+
+
+class Leaves(Small):
+    def branch(self, x):
+        self.half = True
+        branch = self.attn(x)
+        del self.half
+        return branch
+
+
+class Remembers(Small):
+    def __init__(self):
+        super().__init__()
+        self.failed = 0
+
+    def branch(self, x):
+        try:
+            return self.attn(x) + self.failed
+        except Exception:
+            self.failed = 1
+            raise
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        (Swallows, "an exception raised in a hook at 'a' does not come out"),
+        (Leaves, "an exception raised in a hook at 'a' leaves something on 'the decoder'"),
+        (Remembers, "after an exception raised in a hook, an idle call gives another output"),
+    ],
+)
+def test_what_an_exception_leaves_is_named(decoder, said):
+    assert said in broken_by(hooked([Out("a", "attn", axis="time")], decoder()))
+
+
+def test_state_that_a_second_hooked_decoder_overwrites_is_named():
+    class Holds(Small):
+        held = None
+
+        def forward(self, x, valid=None):
+            self.held = x + self.attn(x)
+            y = self.mlp(x)
+            return self.held + y
+
+    with torch.no_grad():
+        decoder = Holds()
+        decoder(X)
+    taps = [Out("m", "mlp", axis="time"), Out("a", "attn", axis="time")]
+
+    class Second(HookedDecoder):
+        """Edits at one point while the other decodes."""
+
+        def _live_call(self, args, kwargs, **run):
+            out = super()._live_call(args, kwargs, **run)
+            decoder.held = decoder.held.detach() + 1
+            return out
+
+    found = broken_by(of(Second, hooked(taps, decoder)))
+    assert any("a second HookedDecoder called in a hook at" in s for s in found)
+
+
+def of(kind, hooked):
+    return kind(hooked.decoder, hooked.sites, hooked.tasks, hooked.masks, hooked.timestamps)
+
+
+class NotIdle(HookedDecoder):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        return output if self._live or self._splices else output + 1
+
+
+class Doubles(HookedDecoder):
+    def _enable_hook(self, name, hook, dir):
+        if dir == "bwd":
+            given = hook
+
+            def hook(gradient, hook):
+                given(gradient, hook=hook)
+                return (gradient * 2,)
+
+        super()._enable_hook(name, hook, dir)
+
+
+class Unwatched(HookedDecoder):
+    def _run(self, plan, run, args, kwargs):
+        run.grad = False
+        return super()._run(plan, run, args, kwargs)
+
+
+class Uncompiled(HookedDecoder):
+    def forward(self, *args, **kwargs):
+        if self._live or self._splices:
+            return self._live_call(args, kwargs)
+        return uncompiled(self.decoder)(*args, **kwargs)
+
+
+class StaysCompiled(HookedDecoder):
+    def _run(self, plan, run, args, kwargs):
+        from neuro_lens.hooks.run import current
+
+        try:
+            plan.install()
+            current.run = run
+            with torch.compiler.set_stance("default"):
+                return self.decoder(*args, **kwargs)
+        finally:
+            current.run = None
+            plan.remove(run)
+
+
+class Unpicklable(HookedDecoder):
+    def __reduce__(self):
+        raise TypeError("cannot be pickled")
+
+
+class PicklesAnother(HookedDecoder):
+    def __reduce__(self):
+        return fresh_weights, self._remake
+
+
+def fresh_weights(kind, arguments):
+    return kind(Small().eval(), *arguments[1:])
+
+
+class Shares(Small):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (NotIdle, "an idle call differs from the decoder's own in eval mode"),
+        (Doubles, "backward hooks change the gradients"),
+        (Uncompiled, "an idle call of a compiled decoder does not run what was compiled"),
+        (Unpicklable, "pickling in eval mode: TypeError cannot be pickled"),
+        (PicklesAnother, "a pickled HookedDecoder gives another output"),
+        (PicklesAnother, "a deep copy of the HookedDecoder gives another output"),
+    ],
+)
+def test_a_hooked_decoder_that_breaks_a_promise_is_named(kind, said):
+    assert said in broken_by(of(kind, hooked(GOOD)))
+
+
+def test_a_change_in_a_checkpointed_block_that_does_not_raise_is_named():
+    found = broken_by(in_block(Small(), Unwatched))
+    assert all("in a checkpointed block does not raise" in s for s in found)
+    assert len(found) == 2
+
+
+def test_a_live_call_that_stays_compiled_is_named():
+    found = broken_by(of(StaysCompiled, hooked(GOOD)))
+    assert "a live call of a compiled decoder is not the eager one" in found
+
+
+def test_a_copy_that_shares_the_decoder_is_named():
+    found = broken_by(hooked(GOOD, Shares()))
+    assert any("shares modules, weights or hooks" in s for s in found)
+
+
+def test_what_cannot_be_copied_is_said():
+    class Single(Small):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one")
+
+    with pytest.warns(UserWarning, match="Single cannot be deep-copied; .* were not checked"):
+        check_adapter(hooked(GOOD, Single()), INPUTS)
