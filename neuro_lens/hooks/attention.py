@@ -1,13 +1,16 @@
-"""Inside attention: rotated queries, keys and values, scores and pattern.
+"""Inside attention: queries, keys, values, scores, pattern and z.
 
 A ``TorchFunctionMode`` entered only while a hooked attention module runs catches
-``scaled_dot_product_attention``. Reading the rotated tensors keeps the fused kernel; scores and
-pattern are computed eagerly, as PyTorch documents that function.
+``scaled_dot_product_attention`` and ``multi_head_attention_forward``. Reading queries, keys,
+values and z keeps the fused kernel. Scores and pattern of ``scaled_dot_product_attention`` are
+computed eagerly, as PyTorch documents that function.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..base import NeuroLensError
+from .residual import plain
 from .run import Run, current
 
 
@@ -26,8 +31,9 @@ class AttentionMode(TorchFunctionMode):
     run : Run
         The run whose points fire; calls made while another or none is current pass through.
     names : dict of str to str
-        Names of the live points by role: ``rot_q``, ``rot_k``, ``rot_v``, ``attn_scores``,
-        ``pattern``.
+        Names of the live points by role: ``rot_q``, ``rot_k``, ``rot_v`` (of
+        ``scaled_dot_product_attention``), ``q``, ``k``, ``v``, ``z`` (of
+        ``multi_head_attention_forward``), ``attn_scores``, ``pattern``.
     """
 
     def __init__(self, run: Run, names: dict[str, str]) -> None:
@@ -40,8 +46,11 @@ class AttentionMode(TorchFunctionMode):
     ) -> Any:
         """Replace the attention call by one that fires the points; run all else as it is."""
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and current.run is self.run:
-            return self._attend(*args, **kwargs)
+        if current.run is self.run:
+            if func is F.scaled_dot_product_attention:
+                return self._attend(*plain(args), **plain(kwargs))
+            if func is F.multi_head_attention_forward:
+                return self._multihead(*plain(args), **plain(kwargs))
         return func(*args, **kwargs)
 
     def _attend(
@@ -56,12 +65,9 @@ class AttentionMode(TorchFunctionMode):
 
     def _heads_last(self, role: str, x: Tensor) -> Tensor:
         """Fire on ``(window, position, head, d_head)``; ``x`` has heads before positions."""
-        name = self.names.get(role)
-        if name is None:
-            return x
-        shown = x.transpose(-3, -2)
-        seen = self.run.fire(name, shown)
-        return x if seen is shown else seen.transpose(-3, -2)
+        return self._fire_as(
+            role, x, lambda x: x.transpose(-3, -2), lambda shown: shown.transpose(-3, -2)
+        )
 
     def _eager(
         self,
@@ -92,6 +98,85 @@ class AttentionMode(TorchFunctionMode):
         pattern = self._fire("pattern", pattern.masked_fill(pattern.isnan(), 0.0))
         return F.dropout(pattern, dropout_p, training=dropout_p > 0) @ value
 
+    def _multihead(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        d: int,
+        heads: int,
+        *rest: Any,
+        **named: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run PyTorch's own code of the function, whose helpers fire the points.
+
+        Positions come before windows in it, and windows before heads.
+        """
+        length, windows = query.shape[0], (1 if query.ndim == 2 else query.shape[1])
+
+        def projected(project: Callable) -> Callable:
+            def fire(*given: Any) -> Sequence[Tensor]:
+                qkv = zip("qkv", project(*given), strict=True)
+                return [self._fire_as(role, x, split, join) for role, x in qkv]
+
+            return fire
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+        def join(shown: Tensor) -> Tensor:
+            return shown.transpose(0, 1).flatten(-2).contiguous()
+
+        def softmax(scores: Tensor, dim: int) -> Tensor:
+            scores = self._fire_as("attn_scores", scores, by_head, lambda x: x.flatten(0, 1))
+            pattern = F.softmax(scores, dim=dim)
+            return self._fire_as("pattern", pattern, by_head, lambda x: x.flatten(0, 1))
+
+        def by_head(x: Tensor) -> Tensor:
+            return x.unflatten(0, (windows, heads))
+
+        def linear(z: Tensor, *weights: Any) -> Tensor:
+            return F.linear(self._fire_as("z", z, by_window, by_row), *weights)
+
+        def by_window(z: Tensor) -> Tensor:
+            return split(z.unflatten(0, (length, windows)))
+
+        def by_row(shown: Tensor) -> Tensor:
+            return join(shown).flatten(0, 1)
+
+        forward = _with_helpers(
+            {
+                "has_torch_function": lambda tensors: False,
+                "_in_projection_packed": projected(F._in_projection_packed),
+                "_in_projection": projected(F._in_projection),
+                "scaled_dot_product_attention": self._attend,
+                "softmax": softmax,
+                "linear": linear,
+            }
+        )
+        return forward(query, key, value, d, heads, *rest, **more)
+
     def _fire(self, role: str, x: Tensor) -> Tensor:
         name = self.names.get(role)
         return x if name is None else self.run.fire(name, x)
+
+    def _fire_as(self, role: str, x: Tensor, show: Callable, back: Callable) -> Tensor:
+        """Fire on ``show(x)``; ``x`` itself where nothing changed."""
+        if role not in self.names:
+            return x
+        shown = show(x)
+        new = self._fire(role, shown)
+        return x if new is shown else back(new)
+
+
+def _with_helpers(helpers: dict[str, Callable]) -> Callable:
+    """Return ``multi_head_attention_forward``, its code unchanged, calling ``helpers``."""
+    own = F.multi_head_attention_forward
+    missing = set(helpers) - set(own.__code__.co_names)
+    if missing:
+        raise NeuroLensError(
+            f"multi_head_attention_forward of torch {torch.__version__} calls no "
+            f"{', '.join(sorted(missing))}, where the insides of nn.MultiheadAttention are "
+            "reached; hook the module's output instead, or use torch 2.6 to 2.13"
+        )
+    return FunctionType(own.__code__, {**vars(F), **helpers}, own.__name__, own.__defaults__)

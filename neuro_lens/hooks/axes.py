@@ -108,6 +108,8 @@ def _valid(
     if source is None:
         return torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
     mask = resolve(source, inputs, f"which of the {axis!r} positions are padding")
+    if mask is None:
+        return torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
     if mask.shape != value.shape[:2]:
         raise NeuroLensError(
             f"the mask of axis {axis!r} has shape {tuple(mask.shape)}, and {site.name!r} has "

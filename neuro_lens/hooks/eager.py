@@ -1,4 +1,4 @@
-"""Compiled decoders run eagerly while taps are live, since compiled code ignores hooks."""
+"""While taps are live nothing runs compiled or fused, since such code ignores hooks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from torch import nn
 _lock = threading.Lock()
 _depth = 0
 _stance: Any = None
+_fast_path = True
 
 
 class Eager:
-    """Holds ``torch.compiler.set_stance("force_eager")`` while any live call runs.
+    """Holds compilation and PyTorch's fast path for transformer layers off in live calls.
 
-    The stance is one for all threads, so the first call to enter sets it and the last to leave
-    puts back what was there.
+    ``torch.compiler.set_stance`` and ``torch.backends.mha.set_fastpath_enabled`` are each one for
+    all threads, so the first call to enter sets them and the last to leave puts back what was
+    there. A bare call in another thread meanwhile takes the slow path too; what it gives at valid
+    positions is the same to rounding.
     """
 
     def __enter__(self) -> None:
-        global _depth, _stance
+        global _depth, _stance, _fast_path
         with _lock:
             if _depth == 0:
                 _stance = torch.compiler.set_stance("force_eager")
+                _fast_path = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
             _depth += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -32,6 +37,7 @@ class Eager:
         with _lock:
             _depth -= 1
             if _depth == 0:
+                torch.backends.mha.set_fastpath_enabled(_fast_path)
                 _stance.__exit__(None, None, None)
                 _stance = None
 

@@ -34,6 +34,9 @@ class Plan:
         self, modules: Mapping[str, nn.Module], sites: Mapping[str, Site], names: Collection[str]
     ) -> None:
         self.id = next(_ids)
+        self.position_first = frozenset(
+            n for n, site in sites.items() if n in names and not site.batch_first
+        )
         by_module: dict[str, list[Site]] = {}
         for name, site in sites.items():
             if name in names and site.kind != "sae":

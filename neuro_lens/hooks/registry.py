@@ -27,6 +27,7 @@ class Adapter:
     tasks: Callable[[nn.Module], Mapping[str, Task]] | None = None
     masks: Any = field(default_factory=dict)
     timestamps: Any = field(default_factory=dict)
+    general: bool = False
 
 
 _registered: list[Adapter] = []
@@ -40,6 +41,7 @@ def register_decoder(
     tasks: Callable[[nn.Module], Mapping[str, Task]] | None = None,
     masks: Mapping[str, FromInputs] | Callable[[nn.Module], Mapping[str, FromInputs]] | None = None,
     timestamps: Mapping[str, FromInputs] | None = None,
+    general: bool = False,
 ) -> None:
     """Make a decoder family known to `hook_model`; the newest that matches serves.
 
@@ -56,11 +58,14 @@ def register_decoder(
         ``tasks(decoder)`` gives the decoder's tasks by name.
     masks : mapping or callable, optional
         For each padded axis the keyword of its boolean mask (True is valid), or a function of
-        the inputs. An axis without a mask is never padded. May be a function of the decoder.
+        the inputs, which gives None in a call without padding. An axis without a mask is never
+        padded. May be a function of the decoder.
     timestamps : mapping, optional
         For each axis the keyword of its timestamps (s), or a function of the inputs.
+    general : bool
+        Whether it gives way to every adapter that matches too and is not general.
     """
-    adapter = Adapter(matches, taps, n_layers, tasks, masks or {}, timestamps or {})
+    adapter = Adapter(matches, taps, n_layers, tasks, masks or {}, timestamps or {}, general)
     _registered.insert(0, adapter)
 
 
@@ -70,7 +75,8 @@ def find_adapter(decoder: nn.Module) -> Adapter | None:
     Those of the entry-point group ``neuro_lens.adapters`` come after those registered by hand.
     """
     _load_entry_points()
-    return next((a for a in _registered if a.matches(decoder)), None)
+    candidates = sorted(_registered, key=lambda adapter: adapter.general)
+    return next((a for a in candidates if a.matches(decoder)), None)
 
 
 def _load_entry_points() -> None:

@@ -28,8 +28,8 @@ class Run:
 
     Attributes
     ----------
-    plan : object
-        The plan whose taps are installed; a tap of another plan stays silent.
+    plan : Plan
+        Whose taps are installed; a tap of another plan stays silent.
     points : dict of str to HookPoint
         Those of the live points that hold hooks.
     splices : dict of str to callable
@@ -59,11 +59,18 @@ class Run:
 
     def fire(self, name: str, x: Tensor) -> Tensor:
         """Show ``x`` to the hooks, the cache and the splice of a point; return what it becomes."""
+        if name not in self.plan.position_first:
+            return self._fire(name, x)
+        shown = x.transpose(0, 1)
+        new = self._fire(name, shown)
+        return x if new is shown else new.transpose(0, 1).contiguous()
+
+    def _fire(self, name: str, x: Tensor) -> Tensor:
         self.fired.add(name)
         if x.is_nested:
             raise NeuroLensError(
-                f"{name!r} is a nested tensor, from PyTorch's fast path for padded transformer "
-                "layers; call torch.backends.mha.set_fastpath_enabled(False) first"
+                f"{name!r} is a nested tensor, whose windows differ in length, and hooks see "
+                "(window, position, ...); give the decoder padded windows and a mask"
             )
         value = x
         watched = self.grad and not x.is_inference()

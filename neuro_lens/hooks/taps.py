@@ -19,6 +19,7 @@ from ..base import NeuroLensError, nearest
 Select = Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]
 Axis = str | tuple[str, str]
 ATTENTION_ROLES = ("rot_q", "rot_k", "rot_v", "attn_scores", "pattern")
+MULTIHEAD_ROLES = ("q", "k", "v", "attn_scores", "pattern", "z")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Out:
         position of each row.
     optional : bool
         Whether the module may stay uncalled.
+    batch_first : bool
+        False where the module puts positions before windows, as PyTorch's own layers do by
+        default; the hook sees ``(window, position, ...)`` all the same.
     """
 
     hook: str
@@ -55,6 +59,7 @@ class Out:
     arg: int | str | None = None
     select: Select | None = None
     optional: bool = False
+    batch_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ class Attention:
     Gives ``hook_rot_q``, ``hook_rot_k``, ``hook_rot_v`` of shape
     ``(window, position, head, d_head)``, and ``hook_attn_scores`` (after the mask) and
     ``hook_pattern`` of shape ``(window, head, query, key)`` below the prefix ``hook``.
+
+    Where the module is a ``nn.MultiheadAttention``, whose projections are no modules, it gives
+    ``hook_q``, ``hook_k``, ``hook_v`` and ``hook_z`` in place of the rotated ones, whichever way
+    its windows and positions lie.
 
     Attributes
     ----------
@@ -108,6 +117,8 @@ class Residual:
         A second name of the sum: the next block's ``hook_resid_pre``.
     arg : int or str, optional
         Which element, where the module's output is a tuple or a dict.
+    batch_first : bool
+        As in `Out`.
     """
 
     branch: str
@@ -116,6 +127,7 @@ class Residual:
     axis: str
     then: str | None = None
     arg: int | str | None = None
+    batch_first: bool = True
 
 
 Tap = Out | Attention | Residual
@@ -140,12 +152,13 @@ class Site:
     place: tuple[int | None, str | None] = (0, None)
     select: Select | None = None
     optional: bool = False
+    batch_first: bool = True
 
     @property
     def expected(self) -> str:
         """Where the hook point fires, in words."""
         if self.kind == "attention":
-            return f"at scaled_dot_product_attention inside module {self.module!r}"
+            return f"at the attention inside module {self.module!r}"
         if self.kind == "sae":
             return f"inside the SAE attached at {self.module!r}"
         if self.kind == "residual":
@@ -249,26 +262,22 @@ def _sites(tap: Tap, modules: Mapping[str, nn.Module], layer: int | None) -> lis
     if path not in modules:
         _missing(path, modules)
     if isinstance(tap, Attention):
-        heads = _n_heads(tap.heads, path, modules)
-        axes = {"rot_q": tap.query, "rot_k": tap.key, "rot_v": tap.key}
-        return [
-            Site(
-                f"{_fill(tap.hook, layer)}.hook_{role}",
-                "attention",
-                path,
-                axes.get(role, (tap.query, tap.key)),
-                role,
-                heads,
-            )
-            for role in ATTENTION_ROLES
-        ]
+        return _attention_sites(tap, _fill(tap.hook, layer), path, modules)
     if isinstance(tap, Residual):
         names = [("branch", tap.branch), ("sum", tap.sum)]
         last = layer is not None and _fill(tap.module, layer + 1) not in modules
         if tap.then and not (last and "{l+1}" in tap.then):
             names.append(("then", tap.then))
         return [
-            Site(_fill(name, layer), "residual", path, tap.axis, role, arg=tap.arg)
+            Site(
+                _fill(name, layer),
+                "residual",
+                path,
+                tap.axis,
+                role,
+                arg=tap.arg,
+                batch_first=tap.batch_first,
+            )
             for role, name in names
         ]
     kind = "in" if isinstance(tap, In) else "out"
@@ -285,7 +294,30 @@ def _sites(tap: Tap, modules: Mapping[str, nn.Module], layer: int | None) -> lis
             place=place,
             select=tap.select,
             optional=tap.optional,
+            batch_first=tap.batch_first,
         )
+    ]
+
+
+def _attention_sites(
+    tap: Attention, prefix: str, path: str, modules: Mapping[str, nn.Module]
+) -> list[Site]:
+    module = modules[path]
+    multihead = isinstance(module, nn.MultiheadAttention)
+    heads = _n_heads("num_heads" if multihead else tap.heads, path, modules)
+    added = multihead and (module.bias_k is not None or module.add_zero_attn)
+    pair = (tap.query, f"{tap.key}_and_added" if added else tap.key)
+    axes = {"q": tap.query, "k": tap.key, "v": tap.key, "z": tap.query}
+    return [
+        Site(
+            f"{prefix}.hook_{role}",
+            "attention",
+            path,
+            axes.get(role.removeprefix("rot_"), pair),
+            role,
+            heads,
+        )
+        for role in (MULTIHEAD_ROLES if multihead else ATTENTION_ROLES)
     ]
 
 

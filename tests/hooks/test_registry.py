@@ -54,6 +54,19 @@ def test_a_registered_table_serves_and_the_newest_first():
     assert torch.equal(found.timestamp, x[..., 0][valid].double())
 
 
+def test_a_general_table_gives_way_also_to_older_ones():
+    register_decoder(is_mine, taps=[Out("own", "layers.0", axis="p")])
+    register_decoder(is_mine, taps=[Out("general", "layers.0", axis="p")], general=True)
+    assert list(hook_model(Mine()).hook_dict) == ["own"]
+
+
+def test_a_mask_function_says_that_nothing_is_padded_with_none():
+    register_decoder(is_mine, [Out("a", "layers.0", axis="p")], masks={"p": lambda inputs: None})
+    hooked, x = hook_model(Mine()), torch.randn(2, 3, 4)
+    _, cache = hooked.run_with_cache(x)
+    assert len(hooked.vectors("a", cache["a"], {"x": x}).values) == 6
+
+
 def test_a_users_taps_tasks_and_masks_come_first():
     register_decoder(is_mine, taps=[Out("a", "layers.0", axis="p")], masks={"p": "valid"})
     hooked = hook_model(Mine(), tasks={}, masks={"p": None})
@@ -83,9 +96,9 @@ assert not names, names
 assert "neuro_lens.adapters.torch_brain" in sys.modules
 assert "torch_brain" not in sys.modules
 assert "sae_lens" not in sys.modules
-assert [p.value for p in entry_points(group="neuro_lens.adapters")] == [
-    "neuro_lens.adapters.torch_brain"
-]
+points = {p.name: p.value for p in entry_points(group="neuro_lens.adapters")}
+assert {"pytorch", "torch_brain"} <= set(points)
+assert all(value == f"neuro_lens.adapters.{name}" for name, value in points.items())
 """
 
 
