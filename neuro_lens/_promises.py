@@ -30,7 +30,17 @@ from .base import NeuroLensError
 from .hooks.eager import uncompiled
 from .hooks.taps import Site
 
-_TERMS = {"mid": ("resid_pre", "attn_out"), "post": ("resid_mid", "mlp_out")}
+_MIDDLES = (
+    "normalized_resid_mid_cross",
+    "resid_mid_cross",
+    "normalized_resid_mid",
+    "resid_mid",
+)
+_TERMS = {
+    "mid": (("resid_pre",), "attn_out"),
+    "mid_cross": (_MIDDLES[2:], "cross_attn_out"),
+    "post": (_MIDDLES, "mlp_out"),
+}
 
 
 def half(x: Tensor, hook: Any) -> Tensor:
@@ -303,9 +313,10 @@ def _sums(s: Subject) -> Iterator[tuple[str, str, str]]:
     """Yield stream, branch and sum wherever the names say that the three belong together."""
     for name in s.names:
         prefix, _, point = name.rpartition("hook_resid_")
-        before, branch = (f"{prefix}hook_{t}" for t in _TERMS.get(point, ("", "")))
-        if before in s.names and branch in s.names:
-            yield before, branch, name
+        streams, branch = _TERMS.get(point, ((), ""))
+        before = next((n for t in streams if (n := f"{prefix}hook_{t}") in s.names), None)
+        if before and f"{prefix}hook_{branch}" in s.names:
+            yield before, f"{prefix}hook_{branch}", name
 
 
 def _backward_hooks(s: Subject, own: Any) -> None:

@@ -114,7 +114,7 @@ class AttentionMode(TorchFunctionMode):
         """
         length, windows = query.shape[0], (1 if query.ndim == 2 else query.shape[1])
 
-        def projected(project: Callable) -> Callable:
+        def projected(project: Any) -> Callable:
             def fire(*given: Any) -> Sequence[Tensor]:
                 qkv = zip("qkv", project(*given), strict=True)
                 return [self._fire_as(role, x, split, join) for role, x in qkv]
@@ -144,17 +144,18 @@ class AttentionMode(TorchFunctionMode):
         def by_row(shown: Tensor) -> Tensor:
             return join(shown).flatten(0, 1)
 
+        own = vars(F)
         forward = _with_helpers(
             {
                 "has_torch_function": lambda tensors: False,
-                "_in_projection_packed": projected(F._in_projection_packed),
-                "_in_projection": projected(F._in_projection),
+                "_in_projection_packed": projected(own.get("_in_projection_packed")),
+                "_in_projection": projected(own.get("_in_projection")),
                 "scaled_dot_product_attention": self._attend,
                 "softmax": softmax,
                 "linear": linear,
             }
         )
-        return forward(query, key, value, d, heads, *rest, **more)
+        return forward(query, key, value, d, heads, *rest, **named)
 
     def _fire(self, role: str, x: Tensor) -> Tensor:
         name = self.names.get(role)
