@@ -9,7 +9,8 @@ computed eagerly, as PyTorch documents that function.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -48,14 +49,13 @@ class AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if current.run is self.run:
             if func is F.scaled_dot_product_attention:
-                return self._attend(*plain(args), **plain(kwargs))
+                return self.attend(*plain(args), **plain(kwargs))
             if func is F.multi_head_attention_forward:
                 return self._multihead(*plain(args), **plain(kwargs))
         return func(*args, **kwargs)
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """Fire what ``scaled_dot_product_attention`` sees."""
         query = self._heads_last("rot_q", query)
         key = self._heads_last("rot_k", key)
         value = self._heads_last("rot_v", value)
@@ -65,7 +65,7 @@ class AttentionMode(TorchFunctionMode):
 
     def _heads_last(self, role: str, x: Tensor) -> Tensor:
         """Fire on ``(window, position, head, d_head)``; ``x`` has heads before positions."""
-        return self._fire_as(
+        return self.fire_as(
             role, x, lambda x: x.transpose(-3, -2), lambda shown: shown.transpose(-3, -2)
         )
 
@@ -99,69 +99,17 @@ class AttentionMode(TorchFunctionMode):
         return F.dropout(pattern, dropout_p, training=dropout_p > 0) @ value
 
     def _multihead(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        d: int,
-        heads: int,
-        *rest: Any,
-        **named: Any,
+        self, query: Tensor, key: Tensor, value: Tensor, d: int, heads: int, *rest: Any, **more: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Run PyTorch's own code of the function, whose helpers fire the points.
-
-        Positions come before windows in it, and windows before heads.
-        """
-        length, windows = query.shape[0], (1 if query.ndim == 2 else query.shape[1])
-
-        def projected(project: Any) -> Callable:
-            def fire(*given: Any) -> Sequence[Tensor]:
-                qkv = zip("qkv", project(*given), strict=True)
-                return [self._fire_as(role, x, split, join) for role, x in qkv]
-
-            return fire
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (heads, -1)).transpose(0, 1)
-
-        def join(shown: Tensor) -> Tensor:
-            return shown.transpose(0, 1).flatten(-2).contiguous()
-
-        def softmax(scores: Tensor, dim: int) -> Tensor:
-            scores = self._fire_as("attn_scores", scores, by_head, lambda x: x.flatten(0, 1))
-            pattern = F.softmax(scores, dim=dim)
-            return self._fire_as("pattern", pattern, by_head, lambda x: x.flatten(0, 1))
-
-        def by_head(x: Tensor) -> Tensor:
-            return x.unflatten(0, (windows, heads))
-
-        def linear(z: Tensor, *weights: Any) -> Tensor:
-            return F.linear(self._fire_as("z", z, by_window, by_row), *weights)
-
-        def by_window(z: Tensor) -> Tensor:
-            return split(z.unflatten(0, (length, windows)))
-
-        def by_row(shown: Tensor) -> Tensor:
-            return join(shown).flatten(0, 1)
-
-        own = vars(F)
-        forward = _with_helpers(
-            {
-                "has_torch_function": lambda tensors: False,
-                "_in_projection_packed": projected(own.get("_in_projection_packed")),
-                "_in_projection": projected(own.get("_in_projection")),
-                "scaled_dot_product_attention": self._attend,
-                "softmax": softmax,
-                "linear": linear,
-            }
-        )
-        return forward(query, key, value, d, heads, *rest, **named)
+        windows = 1 if query.ndim == 2 else query.shape[1]
+        helpers = _Helpers(self, query.shape[0], windows, heads)
+        return helpers.forward()(query, key, value, d, heads, *rest, **more)
 
     def _fire(self, role: str, x: Tensor) -> Tensor:
         name = self.names.get(role)
         return x if name is None else self.run.fire(name, x)
 
-    def _fire_as(self, role: str, x: Tensor, show: Callable, back: Callable) -> Tensor:
+    def fire_as(self, role: str, x: Tensor, show: Callable, back: Callable) -> Tensor:
         """Fire on ``show(x)``; ``x`` itself where nothing changed."""
         if role not in self.names:
             return x
@@ -170,14 +118,70 @@ class AttentionMode(TorchFunctionMode):
         return x if new is shown else back(new)
 
 
-def _with_helpers(helpers: dict[str, Callable]) -> Callable:
-    """Return ``multi_head_attention_forward``, its code unchanged, calling ``helpers``."""
-    own = F.multi_head_attention_forward
-    missing = set(helpers) - set(own.__code__.co_names)
-    if missing:
-        raise NeuroLensError(
-            f"multi_head_attention_forward of torch {torch.__version__} calls no "
-            f"{', '.join(sorted(missing))}, where the insides of nn.MultiheadAttention are "
-            "reached; hook the module's output instead, or use torch 2.6 to 2.13"
+class _Helpers:
+    """What ``multi_head_attention_forward`` calls, firing the points of one call.
+
+    Its projections are ``(position, window, d)``, its scores and pattern
+    ``(window and head, query, key)``, its z ``(position and window, d)``.
+    """
+
+    def __init__(self, mode: AttentionMode, length: int, windows: int, heads: int) -> None:
+        self.mode = mode
+        self.length = length
+        self.windows = windows
+        self.heads = heads
+
+    def forward(self) -> Callable:
+        """Return ``multi_head_attention_forward``, its code unchanged, calling these helpers."""
+        own = vars(F)
+        helpers = {
+            "has_torch_function": lambda tensors: False,
+            "_in_projection_packed": partial(self.project, own.get("_in_projection_packed")),
+            "_in_projection": partial(self.project, own.get("_in_projection")),
+            "scaled_dot_product_attention": self.mode.attend,
+            "softmax": self.softmax,
+            "linear": self.linear,
+        }
+        function = F.multi_head_attention_forward
+        missing = set(helpers) - set(function.__code__.co_names)
+        if missing:
+            raise NeuroLensError(
+                f"multi_head_attention_forward of torch {torch.__version__} calls no "
+                f"{', '.join(sorted(missing))}, where the insides of nn.MultiheadAttention are "
+                "reached; hook the module's output instead, or use torch 2.6 to 2.13"
+            )
+        return FunctionType(
+            function.__code__, {**own, **helpers}, function.__name__, function.__defaults__
         )
-    return FunctionType(own.__code__, {**vars(F), **helpers}, own.__name__, own.__defaults__)
+
+    def project(self, project: Any, *given: Any) -> list[Tensor]:
+        """Project to q, k and v."""
+        qkv = zip("qkv", project(*given), strict=True)
+        return [self.mode.fire_as(role, x, self._by_head, self._joined) for role, x in qkv]
+
+    def softmax(self, scores: Tensor, dim: int) -> Tensor:
+        """Make scores the pattern."""
+        show, back = partial(torch.unflatten, dim=0, sizes=(self.windows, self.heads)), _first_two
+        scores = self.mode.fire_as("attn_scores", scores, show, back)
+        return self.mode.fire_as("pattern", F.softmax(scores, dim=dim), show, back)
+
+    def linear(self, z: Tensor, *weights: Any) -> Tensor:
+        """Project z to the output."""
+
+        def show(z: Tensor) -> Tensor:
+            return self._by_head(z.unflatten(0, (self.length, self.windows)))
+
+        def back(shown: Tensor) -> Tensor:
+            return _first_two(self._joined(shown))
+
+        return F.linear(self.mode.fire_as("z", z, show, back), *weights)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def _joined(self, shown: Tensor) -> Tensor:
+        return shown.transpose(0, 1).flatten(-2).contiguous()
+
+
+def _first_two(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)
