@@ -87,7 +87,7 @@ def axes(s: Subject, mode: str) -> None:
         if site.role in PAIRS:
             if value.ndim != 4 or value.shape[1] != site.n_heads:
                 s.says(f"{name!r} has shape {tuple(value.shape)}, not (b, h, q, k)")
-        elif isinstance(site.axis, str) and site.axis != "window" and site.select is None:
+        elif isinstance(site.axis, str) and site.select is None and _in_one_dimension(site.axis):
             here = tuple(value.shape[:2])
             there, first = lengths.setdefault(site.axis, (here, name))
             if here != there:
@@ -307,6 +307,10 @@ def _row(s: Subject, site: Site) -> dict[str, Any]:
         except Exception as error:
             s.says(_sentence(site.name, error))
     return {**row, "shape": tuple(value.shape), "n_vectors": count}
+
+
+def _in_one_dimension(axis: str) -> bool:
+    return axis != "window" and " " not in axis
 
 
 def _sums(s: Subject) -> Iterator[tuple[str, str, str]]:

@@ -68,6 +68,8 @@ def vectors(
     axis = site.axis if site.axis is not None else ("window" if value.ndim == 2 else ANY_AXIS)
     flat_point = site.select is not None or axis == "window"
     expected = "(n, d)" if flat_point else "(window, position, d)"
+    if " " in axis:
+        value = _in_line(site, value, inputs)
     if value.ndim != (2 if flat_point else 3):
         raise NeuroLensError(
             f"{site.name!r} has shape {tuple(value.shape)}, and {expected} was expected of axis "
@@ -89,6 +91,17 @@ def vectors(
             f"{site.name!r} has {len(flat)} rows and its tap's select= gives {len(window)}"
         )
     return Vectors(flat, window, position, _times(str(axis), window, position, inputs, timestamps))
+
+
+def _in_line(site: Site, value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Return a grid's positions in one dimension, also of rows that lie beside the windows."""
+    n_windows = next(len(v) for v in inputs.values() if isinstance(v, Tensor))
+    if len(value) % n_windows:
+        raise NeuroLensError(
+            f"{site.name!r} has shape {tuple(value.shape)}, whose first dimension is no multiple "
+            f"of the call's {n_windows} windows; declare another axis than {site.axis!r} in its tap"
+        )
+    return value.reshape(n_windows, -1, value.shape[-1])
 
 
 def _valid(

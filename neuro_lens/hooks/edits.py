@@ -199,6 +199,8 @@ class FromReference:
             return self._draw(np.arange(len(self.codes)), codes.shape[:-1], codes)
         windows = None if site.select is None else site.select(run.inputs())[0].tolist()
         ids = recordings if windows is None else [recordings[w] for w in windows]
+        if " " in str(site.axis):
+            ids = [r for r in recordings for _ in range(len(codes) // len(recordings))]
         if len(ids) != len(codes):
             raise NeuroLensError(
                 f"the batch names {len(ids)} recordings and {site.name!r} has {len(codes)} rows"

@@ -115,7 +115,9 @@ def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
     ticket.run = None
     operands = list(args)
     if ticket.branch is not None:
-        operands[place] = run.fire(ticket.branch, operands[place])
+        operands[place] = _fire_branch(
+            run, ticket.branch, operands[place], func in _IN_PLACE and place == 0
+        )
     total = func(*operands)
     edited = total
     for name in ticket.sums:
@@ -123,6 +125,15 @@ def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
     if func in _IN_PLACE and edited is not total:
         return total.copy_(edited)
     return edited
+
+
+def _fire_branch(run: Run, name: str, branch: Tensor, becomes_sum: bool) -> Tensor:
+    """Fire on the branch; on a copy where the sum is written over it (``branch += stream``)."""
+    if not becomes_sum:
+        return run.fire(name, branch)
+    shown = branch.clone()
+    new = run.fire(name, shown)
+    return branch if new is shown else branch.copy_(new)
 
 
 def _joined(branch: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:

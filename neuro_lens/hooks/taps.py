@@ -33,7 +33,10 @@ class Out:
     module : str
         Path of the module in the decoder.
     axis : str
-        Name of its position axis; ``"window"`` where it has none, shape ``(window, d)``.
+        Name of its position axis; ``"window"`` where it has none, shape ``(window, d)``. Several
+        words name a grid, whose positions are counted in that order, whether the tensor has a
+        dimension for each or some lie beside the windows in the first. A pair of axes, queries
+        and keys, says that it is a pattern of shape ``(window, head, query, key)``.
     part : (int, int), optional
         Which of how many equal parts along the last dimension.
     heads : str or int, optional
@@ -53,7 +56,7 @@ class Out:
 
     hook: str
     module: str
-    axis: str
+    axis: Axis
     part: tuple[int, int] | None = None
     heads: str | int | None = None
     arg: int | str | None = None
@@ -288,6 +291,7 @@ def _sites(tap: Tap, modules: Mapping[str, nn.Module], layer: int | None) -> lis
             kind,
             path,
             tap.axis,
+            "pattern" if isinstance(tap.axis, tuple) else "",
             n_heads=_n_heads(tap.heads, path, modules),
             part=tap.part,
             arg=tap.arg,

@@ -71,12 +71,13 @@ def _fire(site: Site, run: Run, x: Tensor) -> Tensor:
     if site.part is not None:
         index, n_parts = site.part
         shown = whole.chunk(n_parts, dim=-1)[index]
-    if site.n_heads is not None:
+    by_head = site.n_heads is not None and site.role != "pattern"
+    if by_head:
         shown = shown.unflatten(-1, (site.n_heads, -1))
     new = run.fire(site.name, shown)
     if new is shown:
         return x
-    if site.n_heads is not None:
+    if by_head:
         new = new.flatten(-2)
     if site.part is not None:
         pieces = list(whole.chunk(n_parts, dim=-1))
