@@ -216,33 +216,31 @@ def _elsewhere(rows: pd.DataFrame) -> list[str]:
     sentences = []
     strange = rows[rows["dictionary"].str.startswith(ELSEWHERE)]
     for name, found in strange.groupby("dictionary", sort=False):
-        parts = [
-            f"{_covering(found, low, high)} {means}"
-            for low, high, means in (
-                ("low", "high", "over the tested repeat blocks, the features as given"),
-                ("choice_low", "choice_high", "with the noise of the choice"),
-            )
-            if low in found and found[low].notna().all()
-        ]
-        words = f"{str(name).capitalize()} have a specificity of "
-        words += _signed(found["specificity"].mean(), 3)
+        mean = _signed(found["specificity"].mean(), 3)
+        sentences.append(f"{str(name).capitalize()} have a specificity of {mean}.")
+        for low, high, what in (
+            ("low", "high", "Over the tested repeat blocks, the features as given,"),
+            ("choice_low", "choice_high", "With the noise of the choice"),
+        ):
+            if low in found and found[low].notna().all():
+                sentences.append(f"{what} {_covering(found, low, high)}.")
         if "p_assigned" in found and found["p_assigned"].notna().all():
             ps = ", ".join(f"{p:.2g}" for p in found["p_assigned"])
-            parts.append(
-                f"and {_signed(found['assigned_low'].min())} to "
-                f"{_signed(found['assigned_high'].max())} is what the same sets give when they "
-                f"are paired with the values at random (two-sided p {ps})"
+            sentences.append(
+                f"The same sets paired with the values at random give "
+                f"{_signed(found['assigned_low'].min())} to "
+                f"{_signed(found['assigned_high'].max())} (two-sided p {ps})."
             )
-        sentences.append(f"{words}{': ' if parts else ''}{'; '.join(parts)}.")
-    return sentences
+    return [" ".join(sentences)] if sentences else []
 
 
 def _covering(rows: pd.DataFrame, low: str, high: str) -> str:
     covers = (rows[low] <= 0) & (rows[high] >= 0)
     spread = f"{_signed(rows[low].min())} to {_signed(rows[high].max())}"
     if len(rows) == 1:
-        return f"95 % interval {spread}, {'covering' if covers.all() else 'not covering'} zero,"
-    return f"95 % intervals {spread}, covering zero in {covers.sum()} of {len(rows)} seeds,"
+        word = "covers" if covers.all() else "does not cover"
+        return f"the 95 % interval, {spread}, {word} zero"
+    return f"the 95 % intervals, {spread} in all, cover zero in {covers.sum()} of {len(rows)} seeds"
 
 
 def _rank(sae: pd.DataFrame) -> str:
@@ -255,8 +253,8 @@ def _rank(sae: pd.DataFrame) -> str:
     words = f"; rank p {p} among {worst['n_controls']:.0f} matched random sets"
     if (sae["n_judged"] < sae["n_values"]).any():
         words += (
-            f" on the {sae['n_judged'].mean():.0f} of {sae['n_values'].mean():.0f} values, over "
-            f"folds, that have such sets, where the difference is "
+            f" on the {sae['n_judged'].sum():.0f} of {sae['n_values'].sum():.0f} values, over "
+            f"folds{' and seeds' * (len(sae) > 1)}, that have such sets, where the difference is "
             f"{_signed(sae['sae_judged'].mean())}"
         )
     return words

@@ -185,9 +185,9 @@ def test_another_recordings_interval_includes_its_choice(study):
     expected = row(study, "sae")["specificity"] - silent["specificity"]
     assert difference == pytest.approx(expected, abs=1e-5)
     assert "the difference to the SAE includes the noise of the choice" in silent["words"]
-    said = next(s for s in verdict(study.summary) if s.startswith("Features from m2"))
-    assert "with the noise of the choice" in said
-    assert "paired with the values at random (two-sided p " in said
+    said = next(s for s in verdict(study.summary) if s.startswith("Features from m2 have"))
+    assert "With the noise of the choice the 95 % interval" in said
+    assert "paired with the values at random give" in said
 
 
 def test_choices_that_agree_leave_the_tested_blocks_uncertainty(hooked, dimensions, carriers):
