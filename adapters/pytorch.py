@@ -43,10 +43,11 @@ _SEPARATE = (
 )
 _FUSED = ("to_qkv", "qkv", "qkv_proj", "Wqkv", "in_proj", "c_attn")
 _OUTPUT = ("out_proj", "to_out", "attn_out", "proj", "o_proj", "c_proj", "wo", "out")
+_MEMORY_MASKS = ("memory_key_padding_mask", "src_key_padding_mask")
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads")
 _FEED_FORWARD = ("mlp", "ff", "ffn", "feed_forward", "feedforward")
 _ATTENTION_MASKS = ("src_mask", "tgt_mask", "memory_mask")
-_PADDING_MASKS = ("key_padding_mask", "padding_mask", "pad_mask")
+_PADDING_MASKS = ("key_padding_mask", "padding_mask")
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,12 @@ def pytorch_masks(decoder: nn.Module) -> dict[str, Any]:
     masks: dict[str, Any] = {}
     for stack in stacks:
         alone = sum(s.side == stack.side for s in stacks) == 1
-        names = _with_prefix(stack.side) if alone else ()
-        masks[f"{stack.prefix}position"] = _mask(f"{stack.prefix}position", names, keywords)
+        axis, names = f"{stack.prefix}position", _with_prefix(stack.side) if alone else ()
+        other = "tgt_" if stack.side == "src" else ("src_", "memory_")
+        masks[axis] = _mask(axis, names, [k for k in keywords if not k.startswith(other)])
         if stack.side == "tgt":
-            names = ("memory_key_padding_mask",) if alone else ()
-            masks[f"{stack.prefix}memory"] = _mask(f"{stack.prefix}memory", names, keywords)
+            axis, names = f"{stack.prefix}memory", _MEMORY_MASKS if alone else ()
+            masks[axis] = _mask(axis, names, [k for k in keywords if not k.startswith("tgt_")])
     for path in _lone_attention(decoder):
         prefix = f"{path}." if path else ""
         for side in ("query", "key"):
@@ -291,9 +293,9 @@ def _with_prefix(side: str) -> tuple[str, ...]:
 
 def _mask(axis: str, names: tuple[str, ...], keywords: list[str]) -> Any:
     """Return what gives the mask of an axis in a call; None where no keyword tells of padding."""
-    for name in names:
-        if name in keywords:
-            return partial(_valid, name)
+    known = tuple(n for n in names if n in keywords)
+    if known:
+        return partial(_valid, known)
     unclear = [
         k
         for k in keywords
@@ -302,8 +304,9 @@ def _mask(axis: str, names: tuple[str, ...], keywords: list[str]) -> Any:
     return partial(_unclear, axis, unclear[0]) if unclear else None
 
 
-def _valid(keyword: str, inputs: Mapping[str, Any]) -> Tensor | None:
-    padding = inputs.get(keyword)
+def _valid(keywords: tuple[str, ...], inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return where nothing is padded by the first mask given; None in a call without one."""
+    padding = next((inputs[k] for k in keywords if inputs.get(k) is not None), None)
     if padding is None:
         return None
     return padding == 0 if padding.is_floating_point() else ~padding.bool()

@@ -63,7 +63,10 @@ class Run:
             return self._fire(name, x)
         shown = x.transpose(0, 1)
         new = self._fire(name, shown)
-        return x if new is shown else new.transpose(0, 1).contiguous()
+        if new is shown:
+            return x
+        back = new.transpose(0, 1)
+        return back.contiguous() if x.is_contiguous() else back
 
     def _fire(self, name: str, x: Tensor) -> Tensor:
         self.fired.add(name)
