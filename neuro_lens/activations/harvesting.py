@@ -1,26 +1,29 @@
-"""Harvest: run a decoder over batches and keep what passes its hook points."""
+"""Harvest: run a decoder over batches and keep, or hand on, what passes its hook points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from neuro_lens.base import Batch, NeuroLensError, as_batch, hash_module, track
+from neuro_lens.base import Batch, NeuroLensError, as_batch, hash_module, refuse_foreign, track
 
-from .store import ActivationStore
+from .gathering import Gathering
+from .manifest import MANIFEST
+from .mending import open_complete
+from .shards import Numbered, check_finite, index_table, window_table
+from .store import Chunk
+from .writing import Writing, claimed
 
 if TYPE_CHECKING:
     from neuro_lens.hooks import HookedDecoder
+    from neuro_lens.hooks.axes import Vectors
 
-UNKNOWN = "unknown"
+__all__ = ["eval_mode", "harvest", "stream", "window_table"]
 
 
 def harvest(
@@ -34,6 +37,11 @@ def harvest(
     The decoder runs without gradients and in eval mode, and its training flags are put back.
     Padding is left out: a decoder call that lacks the mask of a hook point's axis is refused.
 
+    With ``out``, a shard is written whenever one is full (64 MiB) or a new recording begins, and
+    no more than that is in memory. A harvest that was interrupted goes on where it stopped when it
+    is called again with the same batches, and the store is the same, byte for byte. Called again
+    on a store that is complete, it runs the decoder only for shards that are damaged.
+
     Parameters
     ----------
     hooked : HookedDecoder
@@ -42,7 +50,7 @@ def harvest(
     hooks : str or iterable of str
         Names out of ``hooked.hook_table()``. Points with heads are flattened.
     out : path, optional
-        Folder to save the store in; of several hooks, each goes to a folder of its name in it.
+        Folder to write the store to; of several hooks, each goes to a folder of its name in it.
 
     Returns
     -------
@@ -52,34 +60,67 @@ def harvest(
     Raises
     ------
     NeuroLensError
-        When a hook does not exist or did not fire, a mask is missing, there are no batches, or
-        an activation is not finite (naming the recording and the window).
+        When a hook does not exist or did not fire, a mask is missing, there are no batches, an
+        activation is not finite (naming the recording and the window), ``out`` holds something
+        else or is being written by another process, the batches are not those that were harvested
+        before, or the disk is full.
     """
-    names = [hooks] if isinstance(hooks, str) else list(hooks)
-    if not names:
-        raise NeuroLensError("harvest needs at least one hook; hooked.hook_table() lists them")
-    gathered = {name: _Gathered(name) for name in names}
-    labels: list[pd.DataFrame] = []
-    n_windows = 0
-    with eval_mode(hooked.decoder):
-        for given in track(batches, "harvesting activations"):
-            batch = as_batch(given)
-            _, cache = hooked.run_with_cache(*batch.args, names_filter=names, **batch.inputs)
-            inputs = hooked.named_inputs(batch.args, batch.inputs)
-            windows = window_table(batch, n_windows)
-            for name in names:
-                gathered[name].add(hooked.vectors(name, cache[name], inputs), windows)
-            labels.append(_labels(batch, windows, n_windows))
-            n_windows += len(windows)
-    if not n_windows:
-        raise NeuroLensError("there are no batches to harvest from; check the split and the window")
+    names = _names(hooks)
     decoder_hash = hash_module(hooked.decoder)
-    table = pd.concat(labels, ignore_index=True)
-    stores = {
-        name: gathered[name].store(table, axis=hooked.axis(name), decoder_hash=decoder_hash)
-        for name in names
+    origins = {
+        n: {"hook": n, "axis": _axis(hooked, n), "decoder_hash": decoder_hash} for n in names
     }
-    return _deliver(stores, hooks, out)
+    with ExitStack() as stack:
+        gathering = {
+            name: Gathering(origins[name])
+            if out is None
+            else _on_disk(stack, Path(out) if isinstance(hooks, str) else Path(out) / name, origin)
+            for name, origin in origins.items()
+        }
+        _run_over(hooked, batches, gathering)
+        stores = {name: gathered.finish() for name, gathered in gathering.items()}
+    return stores[hooks] if isinstance(hooks, str) else stores
+
+
+def stream(
+    hooked: HookedDecoder, batches: Iterable[Any], hooks: str | Iterable[str]
+) -> Iterator[Any]:
+    """Yield the activations of batch after batch, without storing any.
+
+    Parameters
+    ----------
+    hooked, batches, hooks
+        As for :func:`harvest`.
+
+    Yields
+    ------
+    Chunk or dict of str to Chunk
+        ``acts`` ``(n, d_in)``, on the decoder's device, and ``index``, a row per vector; a dict,
+        keyed by hook, when ``hooks`` is not a single name.
+
+    Raises
+    ------
+    NeuroLensError
+        As :func:`harvest` does.
+    """
+    names = _names(hooks)
+    for given in _numbered(batches):
+        vectors = vectors_at(hooked, given.batch, names)
+        chunks = {}
+        for name in names:
+            index = index_table(vectors[name], given.tables[0])
+            check_finite(name, vectors[name].values, index)
+            chunks[name] = Chunk(vectors[name].values, lambda index=index: index)  # type: ignore[misc]
+        yield chunks[hooks] if isinstance(hooks, str) else chunks
+
+
+def vectors_at(hooked: HookedDecoder, batch: Batch, names: Sequence[str]) -> dict[str, Vectors]:
+    """Return the valid vectors at hook points when the decoder reads a batch, in eval mode."""
+    batch = batch.to(_device(hooked.decoder))
+    with eval_mode(hooked.decoder):
+        _, cache = hooked.run_with_cache(*batch.args, names_filter=names, **batch.inputs)
+        inputs = hooked.named_inputs(batch.args, batch.inputs)
+        return {name: hooked.vectors(name, cache[name], inputs) for name in names}
 
 
 @contextmanager
@@ -95,91 +136,46 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = flag
 
 
-def window_table(batch: Batch, first: int = 0) -> pd.DataFrame:
-    """Return a row per window of a batch: window (from ``first``), recording, start, trial, split.
-
-    What the batch does not say is ``"unknown"`` (the recording) or null.
-    """
-    n = len(batch)
-    start = np.asarray(batch.window_start, dtype=float)
-    table = pd.DataFrame(
-        {
-            "window": np.arange(first, first + n),
-            "recording_id": batch.recording_id or [UNKNOWN] * n,
-            "window_start": start if len(start) == n else np.full(n, np.nan),
-        }
-    )
-    labels = batch.labels
-    for column in ("trial", "split"):
-        if "window" in labels and column in labels:
-            by_window = labels.drop_duplicates("window").set_index("window")[column]
-            table[column] = by_window.reindex(range(n)).to_numpy()
-        else:
-            table[column] = None
-    return table
+def _names(hooks: str | Iterable[str]) -> list[str]:
+    names = [hooks] if isinstance(hooks, str) else list(hooks)
+    if not names:
+        raise NeuroLensError("harvest needs at least one hook; hooked.hook_table() lists them")
+    return names
 
 
-@dataclass
-class _Gathered:
-    """What has been gathered of one hook point so far."""
-
-    hook: str
-    acts: list[Tensor] = field(default_factory=list)
-    index: list[pd.DataFrame] = field(default_factory=list)
-
-    def add(self, vectors: Any, windows: pd.DataFrame) -> None:
-        rows = windows.iloc[_numpy(vectors.window)].reset_index(drop=True)
-        position = pd.Series(_numpy(vectors.position), dtype="Int64")
-        rows = rows.assign(
-            position=position.mask(position < 0),
-            timestamp=_numpy(vectors.timestamp).astype(float),
-        )
-        self._check_finite(vectors.values, rows)
-        self.acts.append(vectors.values.detach().cpu().clone())
-        self.index.append(rows)
-
-    def _check_finite(self, values: Tensor, rows: pd.DataFrame) -> None:
-        broken = ~torch.isfinite(values).all(-1)
-        if broken.any():
-            row = rows.iloc[int(broken.nonzero()[0])]
-            raise NeuroLensError(
-                f"the activations at {self.hook!r} are not finite in the window of recording "
-                f"{row['recording_id']!r} that starts at {row['window_start']:g} s (position "
-                f"{row['position']}); check the recording for NaN, or leave that window out"
-            )
-
-    def store(self, labels: pd.DataFrame, **origin: Any) -> ActivationStore:
-        acts, index = torch.cat(self.acts), pd.concat(self.index, ignore_index=True)
-        return ActivationStore.make(acts, index, labels, hook=self.hook, **origin)
+def _axis(hooked: HookedDecoder, name: str) -> Any:
+    axis = hooked.axis(name)
+    return list(axis) if isinstance(axis, tuple) else axis
 
 
-def _labels(batch: Batch, windows: pd.DataFrame, first: int) -> pd.DataFrame:
-    """Return the batch's labels with the store's window numbers, recording and window start."""
-    labels = batch.labels
-    if "window" not in labels:
-        return windows.dropna(axis="columns", how="all")
-    at = labels["window"].to_numpy(dtype=int)
-    if len(at) and not 0 <= at.min() <= at.max() < len(windows):
-        raise NeuroLensError(
-            f"the labels of a batch name windows {at.min()} to {at.max()}, and it holds "
-            f"{len(windows)}; number them from 0, a row a window"
-        )
-    return labels.assign(
-        window=at + first,
-        recording_id=windows["recording_id"].to_numpy()[at],
-        window_start=windows["window_start"].to_numpy()[at],
-    )
+def _on_disk(stack: ExitStack, folder: Path, origin: dict[str, Any]) -> Gathering:
+    """Return what goes on with the store in ``folder``, and claim the folder for the stack."""
+    refuse_foreign(folder, MANIFEST, "activation store")
+    stack.enter_context(claimed(folder))
+    if (folder / MANIFEST).is_file():
+        return open_complete(folder, origin)
+    return Writing(origin, folder)
 
 
-def _deliver(
-    stores: dict[str, ActivationStore], hooks: str | Iterable[str], out: str | Path | None
-) -> Any:
-    single = isinstance(hooks, str)
-    if out is not None:
-        for name, store in stores.items():
-            store.save(Path(out) if single else Path(out) / name)
-    return next(iter(stores.values())) if single else stores
+def _run_over(
+    hooked: HookedDecoder, batches: Iterable[Any], gathering: dict[str, Gathering]
+) -> None:
+    for given in _numbered(batches):
+        names = [name for name, gathered in gathering.items() if gathered.takes(given)]
+        if names:
+            vectors = vectors_at(hooked, given.batch, names)
+        for name in names:
+            gathering[name].add(vectors[name], given)
 
 
-def _numpy(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _numbered(batches: Iterable[Any]) -> Iterator[Numbered]:
+    first = 0
+    for item in track(batches, "harvesting activations"):
+        batch = as_batch(item)
+        yield Numbered(batch, first)
+        first += len(batch)
+
+
+def _device(decoder: nn.Module) -> torch.device:
+    tensor = next(decoder.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device

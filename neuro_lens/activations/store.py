@@ -1,21 +1,18 @@
 """ActivationStore: the vectors of one hook point, with the window, position and trial of each.
 
-A stored one is a folder, complete or not there at all::
-
-    acts-00000.safetensors   rows 0 … SHARD_ROWS of ``acts``, tensor "acts" (rows, d_in)
-    index.parquet            a row per vector, in the order of the shards
-    labels.parquet           a row per window (or per window and position), with its variables
-    manifest.json            format, hook, axis, d_in, n, dtype, hashes, shards
+``docs/formats.md`` describes the folder that a stored one is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,51 +20,71 @@ from neuro_lens.base import (
     NeuroLensError,
     atomic_folder,
     check_choice,
-    hash_json,
-    hash_tensors,
     read_json,
-    read_table,
     write_json,
 )
 
-FORMAT = "neuro_lens.activations/1"
-SHARD_ROWS = 2**20
-INDEX_COLUMNS = (
-    "window",
-    "recording_id",
-    "window_start",
-    "position",
-    "timestamp",
-    "trial",
-    "split",
+from .manifest import (
+    DTYPES,
+    INDEX,
+    LABELS,
+    MANIFEST,
+    damage_report,
+    damaged,
+    describe_shards,
+    hashes,
+    make_manifest,
+    read_manifest,
 )
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from .shards import INDEX_COLUMNS, Shard, rows_a_shard, shard_bytes
+from .tables import parquet_hash, read_slice, read_whole, to_arrow, to_frame, write_parquet
 
 
-@dataclass(frozen=True, eq=False)
-class ActivationStore:
-    """Activations at one hook point; not to be changed once made.
+class Chunk:
+    """Some vectors on their way to a reader.
 
     Attributes
     ----------
     acts : Tensor, shape (n, d_in)
-        A row per vector, padding left out.
-    index : DataFrame
-        A row per vector: ``window`` (number of the window in this store), ``recording_id``,
-        ``window_start`` (s), ``position`` (along the hook's axis), ``timestamp`` (s in the
-        window, NaN where the position has none), ``trial`` and ``split`` (null where unknown).
-    labels : DataFrame
-        The batches' labels, a row per window or per window and position; ``window`` is the one
-        of ``index``.
-    manifest : dict
-        ``format``, ``hook``, ``axis``, ``d_in``, ``n``, ``dtype``, ``decoder_hash``,
-        ``content_hash`` and ``shards``.
     """
 
-    acts: Tensor
-    index: pd.DataFrame
-    labels: pd.DataFrame
-    manifest: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, acts: Tensor, read_index: Callable[[], pa.Table]) -> None:
+        self.acts = acts
+        self._read_index = read_index
+
+    def __len__(self) -> int:
+        return len(self.acts)
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """A row per vector, as in ``ActivationStore.index``; read when it is asked for."""
+        return to_frame(self._read_index())
+
+
+class ActivationStore:
+    """Activations at one hook point, in memory or in a folder; not to be changed once made.
+
+    `harvest`, `make` and `load` give one. Of a store in a folder nothing is in memory until it is
+    asked for: ``chunks`` and ``take`` read through memory maps, whatever its size.
+
+    Attributes
+    ----------
+    manifest : dict
+        ``hook``, ``axis``, ``d_in``, ``n``, ``dtype``, ``decoder_hash``, ``content_hash``,
+        ``shards``, …: see ``docs/formats.md``.
+    folder : Path or None
+        Where it is stored; None of one in memory.
+    """
+
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        folder: Path | None = None,
+        memory: tuple[Tensor, pa.Table, pa.Table] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.folder = folder
+        self._memory = memory
 
     @classmethod
     def make(
@@ -102,34 +119,36 @@ class ActivationStore:
                 f"a store takes activations of shape (n, d_in) and an index of n rows; given were "
                 f"{tuple(acts.shape)} and {len(index)} rows"
             )
-        dtype = str(acts.dtype).removeprefix("torch.")
-        check_choice("dtype of activations", dtype, DTYPES)
         acts = acts.detach().cpu().contiguous()
-        index = index.reindex(columns=list(INDEX_COLUMNS)).reset_index(drop=True)
-        labels = pd.DataFrame() if labels is None else labels.reset_index(drop=True)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "hook": hook,
-            "axis": axis,
-            "d_in": acts.shape[1],
-            "n": len(acts),
-            "dtype": dtype,
-            "decoder_hash": decoder_hash,
-            "index_hash": _hash_table(index),
-            "labels_hash": _hash_table(labels),
-            "shards": [_describe(i, rows) for i, rows in enumerate(acts.split(SHARD_ROWS))],
-        }
-        manifest["content_hash"] = hash_json(manifest)
-        return cls(acts, index, labels, manifest)
+        index_rows = to_arrow(index.reindex(columns=INDEX_COLUMNS))
+        label_rows = to_arrow(pd.DataFrame() if labels is None else labels)
+        check_dtype(acts)
+        shards = _by_size(acts, index)
+        origin = {"hook": hook, "axis": axis, "decoder_hash": decoder_hash}
+        return cls.assemble(acts, index_rows, label_rows, describe_shards(shards), origin)
+
+    @classmethod
+    def assemble(
+        cls,
+        acts: Tensor,
+        index: pa.Table,
+        labels: pa.Table,
+        shards: list[dict[str, Any]],
+        origin: dict[str, Any],
+    ) -> ActivationStore:
+        """Return a store in memory, of parts that fit."""
+        shape = {"d_in": acts.shape[1], "dtype": dtype_name(acts)}
+        manifest = make_manifest(origin, shape, shards, parquet_hash(index), parquet_hash(labels))
+        return cls(manifest, memory=(acts, index, labels))
 
     def __len__(self) -> int:
-        return len(self.acts)
+        return self.manifest["n"]
 
     def __repr__(self) -> str:
+        recordings = {name for shard in self.manifest["shards"] for name in shard["recordings"]}
         return (
             f"ActivationStore({self.hook!r}, {len(self)} vectors of {self.d_in}, "
-            f"{self.index['window'].nunique()} windows of "
-            f"{self.index['recording_id'].nunique()} recordings)"
+            f"{self.manifest['windows']} windows of {len(recordings)} recordings)"
         )
 
     @property
@@ -147,13 +166,98 @@ class ActivationStore:
         """Hash of all that the store holds."""
         return self.manifest["content_hash"]
 
+    @cached_property
+    def acts(self) -> Tensor:
+        """All vectors in memory, shape ``(n, d_in)``, padding left out."""
+        if self._memory is not None:
+            return self._memory[0]
+        shards = [self.shard(number) for number in range(len(self.manifest["shards"]))]
+        empty = torch.zeros(0, self.d_in, dtype=DTYPES[self.manifest["dtype"]])
+        return torch.cat([empty, *shards])
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """A row per vector, all of them in memory.
+
+        ``window`` (number of the window in this store), ``recording_id``, ``window_start`` (s),
+        ``position`` (along the hook's axis), ``timestamp`` (s in the window, NaN where the
+        position has none), ``trial`` and ``split`` (null where unknown).
+        """
+        return to_frame(self._table(INDEX))
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """The batches' labels, a row per window or per window and position.
+
+        Their ``window`` is the one of ``index``.
+        """
+        return to_frame(self._table(LABELS))
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """First row of every shard and, at last, the number of rows."""
+        return np.cumsum([0, *(shard["rows"] for shard in self.manifest["shards"])])
+
+    def shard(self, number: int) -> Tensor:
+        """Return a shard's vectors, of a stored one as a memory map."""
+        if self._memory is not None:
+            return self._memory[0][self.offsets[number] : self.offsets[number + 1]]
+        from safetensors import safe_open
+
+        path = self._folder / self.manifest["shards"][number]["file"]
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("acts")
+
+    def chunks(self, rows: int = 2**16, shards: Iterable[int] | None = None) -> Iterator[Chunk]:
+        """Yield all vectors in order, not more than ``rows`` at a time.
+
+        Parameters
+        ----------
+        rows : int
+        shards : iterable of int, optional
+            Numbers of the shards to read, in the order to read them; by default all. Recordings
+            that were harvested one after another have shards of their own, listed in
+            ``manifest["shards"]``.
+
+        Yields
+        ------
+        Chunk
+            ``acts``, a view that holds for as long as it is kept, and ``index``.
+        """
+        for number in range(len(self.manifest["shards"])) if shards is None else shards:
+            acts, first = self.shard(number), int(self.offsets[number])
+            for start in range(0, len(acts), rows):
+                part = acts[start : start + rows]
+                yield Chunk(part, self._index_reader(first + start, first + start + len(part)))
+
+    def take(self, rows: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """Return vectors by their row numbers, shape ``(len(rows), d_in)``, wherever they lie.
+
+        Raises
+        ------
+        NeuroLensError
+            For a row that the store does not hold.
+        """
+        wanted = torch.as_tensor(np.asarray(rows), dtype=torch.long)
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
+            raise NeuroLensError(
+                f"rows {int(wanted.min())} to {int(wanted.max())} were asked of a store of "
+                f"{len(self)} vectors"
+            )
+        taken = torch.empty(len(wanted), self.d_in, dtype=DTYPES[self.manifest["dtype"]])
+        shard = torch.bucketize(wanted, torch.from_numpy(self.offsets[1:]), right=True)
+        for number in shard.unique().tolist():
+            here = shard == number
+            taken[here] = self.shard(number)[wanted[here] - int(self.offsets[number])]
+        return taken
+
     def select(
         self,
         *,
         split: str | Iterable[str] | None = None,
         recording_id: str | Iterable[str] | None = None,
     ) -> ActivationStore:
-        """Return a store of the vectors of some splits or recordings.
+        """Return a store, in memory, of the vectors of some splits or recordings.
 
         Parameters
         ----------
@@ -179,7 +283,7 @@ class ActivationStore:
         if "window" in labels:
             labels = labels[labels["window"].isin(index["window"])]
         return ActivationStore.make(
-            self.acts[torch.from_numpy(keep.to_numpy(dtype=bool, copy=True))],
+            self.take(np.flatnonzero(keep)),
             index,
             labels,
             hook=self.hook,
@@ -195,25 +299,29 @@ class ActivationStore:
         NeuroLensError
             When ``folder`` exists and holds anything but this very store.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         if folder.exists():
             _refuse_other(folder, self.content_hash)
             return folder
         with atomic_folder(folder) as part:
-            for shard, rows in zip(
-                self.manifest["shards"], self.acts.split(SHARD_ROWS), strict=True
-            ):
-                save_file({"acts": rows.contiguous()}, part / shard["file"])
-            self.index.to_parquet(part / "index.parquet", index=False)
-            self.labels.to_parquet(part / "labels.parquet", index=False)
-            write_json(part / "manifest.json", self.manifest)
+            for number, shard in enumerate(self.manifest["shards"]):
+                (part / shard["file"]).write_bytes(shard_bytes(self.shard(number)))
+            for name in (INDEX, LABELS):
+                table = self._table(name)
+                with (part / name).open("wb") as file:
+                    write_parquet(file, [table], table.schema)
+            write_json(part / MANIFEST, self.manifest)
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> ActivationStore:
-        """Read a stored folder, and check every file against the manifest.
+    def load(cls, folder: str | Path, *, verify: bool = True) -> ActivationStore:
+        """Open a stored folder, after checking every file against the manifest.
+
+        Parameters
+        ----------
+        folder : path
+        verify : bool
+            False trusts the files; the check reads each once, without keeping it in memory.
 
         Raises
         ------
@@ -221,82 +329,58 @@ class ActivationStore:
             When the folder is no store, or naming all files that are missing or damaged.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
-        acts, bad = _read_shards(folder, manifest)
-        tables = {}
-        for name in ("index", "labels"):
-            try:
-                tables[name] = read_table(folder / f"{name}.parquet")
-                if _hash_table(tables[name]) != manifest[f"{name}_hash"]:
-                    bad.append(f"{name}.parquet (changed)")
-            except NeuroLensError:
-                bad.append(f"{name}.parquet (missing or truncated)")
-        if bad:
-            raise NeuroLensError(
-                f"the activation store {folder} is damaged: {', '.join(bad)}; harvest it anew"
-            )
-        return cls(acts, tables["index"], tables["labels"], manifest)
+        manifest = read_manifest(folder)
+        wrong = damaged(folder, hashes(manifest)) if verify else {}
+        if wrong:
+            raise damage_report(folder, wrong)
+        return cls(manifest, folder)
+
+    @property
+    def _folder(self) -> Path:
+        assert self.folder is not None
+        return self.folder
+
+    def _table(self, name: str) -> pa.Table:
+        if self._memory is not None:
+            return self._memory[1 if name == INDEX else 2]
+        return read_whole(self._folder / name)
+
+    def _index_reader(self, start: int, stop: int) -> Callable[[], pa.Table]:
+        if self._memory is not None:
+            rows = self._memory[1]
+            return lambda: rows.slice(start, stop - start)
+        return lambda: read_slice(self._folder / INDEX, start, stop)
 
 
-def _describe(number: int, rows: Tensor) -> dict[str, Any]:
-    return {
-        "file": f"acts-{number:05d}.safetensors",
-        "rows": len(rows),
-        "hash": hash_tensors({"acts": rows}),
-    }
+def dtype_name(acts: Tensor) -> str:
+    """Return the name of a tensor's dtype, such as ``float32``."""
+    return str(acts.dtype).removeprefix("torch.")
 
 
-def _hash_table(table: pd.DataFrame) -> str:
-    """Return a hash of a table's columns and values that a Parquet round trip keeps."""
-    columns = {
-        name: column.astype(object).where(column.notna(), None).tolist()
-        for name, column in table.items()
-    }
-    return hash_json([list(table.columns), columns])
+def check_dtype(acts: Tensor) -> None:
+    """Raise for a dtype that a store does not hold."""
+    check_choice("dtype of activations", dtype_name(acts), DTYPES)
+
+
+def _by_size(acts: Tensor, index: pd.DataFrame) -> list[Shard]:
+    """Return shards that are cut by size alone; a window counts where its first vector lies."""
+    frame = index.reindex(columns=["window", "recording_id"]).reset_index(drop=True)
+    begins = frame["window"].notna() & ~frame["window"].duplicated()
+    size, nothing = rows_a_shard(acts.shape[1], acts.dtype), pa.table({})
+    shards = []
+    for first in range(0, len(acts), size):
+        rows = slice(first, first + size)
+        recordings = frame["recording_id"][rows].dropna().unique().tolist()
+        shards.append(
+            Shard(acts[rows], nothing, nothing, int(begins[rows].sum()), recordings, batches=[])
+        )
+    return shards
 
 
 def _refuse_other(folder: Path, content_hash: str) -> None:
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if not manifest.exists() or read_json(manifest).get("content_hash") != content_hash:
         raise NeuroLensError(
             f"{folder} exists and holds something else than this activation store; stores are "
             "never changed, so give another folder or remove that one"
         )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / "manifest.json").is_file():
-        raise NeuroLensError(
-            f"{folder} is no activation store (it has no manifest.json); "
-            "ActivationStore.save or harvest(out=) writes one"
-        )
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise NeuroLensError(
-            f"{folder}/manifest.json does not describe an activation store of format {FORMAT}; "
-            "harvest it anew"
-        )
-    described = {name: value for name, value in manifest.items() if name != "content_hash"}
-    if hash_json(described) != manifest.get("content_hash"):
-        raise NeuroLensError(
-            f"{folder}/manifest.json was changed after the store was written; harvest it anew"
-        )
-    return manifest
-
-
-def _read_shards(folder: Path, manifest: dict[str, Any]) -> tuple[Tensor, list[str]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    shards, bad = [], []
-    for shard in manifest["shards"]:
-        try:
-            rows = load_file(folder / shard["file"])["acts"]
-        except (SafetensorError, OSError, KeyError):
-            bad.append(f"{shard['file']} (missing or truncated)")
-            continue
-        if hash_tensors({"acts": rows}) != shard["hash"]:
-            bad.append(f"{shard['file']} (changed)")
-        shards.append(rows)
-    empty = torch.zeros(0, manifest["d_in"], dtype=DTYPES[manifest["dtype"]])
-    return (torch.cat(shards) if shards else empty), bad

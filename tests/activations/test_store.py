@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuro_lens.activations import ActivationStore, store
+from neuro_lens.activations import ActivationStore, shards, store
 from neuro_lens.base import NeuroLensError, read_json, write_json
 
 
@@ -38,7 +38,7 @@ def make(n=12, d_in=3, dtype=torch.float32, seed=0, **origin):
 def test_a_folder_gives_back_what_was_saved(tmp_path_factory, n, d_in, dtype, shard):
     folder = tmp_path_factory.mktemp("store") / "acts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_ROWS", shard)
+        patch.setattr(shards, "SHARD_BYTES", shard * d_in * dtype.itemsize)
         made = make(n, d_in, dtype)
         made.save(folder)
         loaded = ActivationStore.load(folder)
@@ -82,7 +82,7 @@ def test_a_store_is_never_changed(tmp_path):
 
 
 def test_all_damaged_files_are_named_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_ROWS", 5)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 3 * 4)
     folder = make().save(tmp_path / "s")
     first = folder / "acts-00000.safetensors"
     first.write_bytes(first.read_bytes()[:-4])
@@ -93,9 +93,9 @@ def test_all_damaged_files_are_named_at_once(tmp_path, monkeypatch):
     with pytest.raises(NeuroLensError) as caught:
         ActivationStore.load(folder)
     message = str(caught.value)
-    assert "acts-00000.safetensors (missing or truncated)" in message
-    assert "acts-00001.safetensors (changed)" in message
-    assert "labels.parquet (missing or truncated)" in message
+    assert "acts-00000.safetensors (cut short or changed)" in message
+    assert "acts-00001.safetensors (cut short or changed)" in message
+    assert "labels.parquet (missing)" in message
     assert "acts-00002" not in message
 
 
