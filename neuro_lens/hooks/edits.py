@@ -95,7 +95,8 @@ class Splice:
         return f"{self.site.name}.{point}"
 
     def _live(self, point: str, run: Run) -> bool:
-        return self._name(point) in run.points or self._name(point) in run.cached
+        name = self._name(point)
+        return name in run.points or name in run.cached or name == run.stop_at
 
     def _fire(self, point: str, x: Tensor, run: Run) -> Tensor:
         return run.fire(self._name(point), x) if self._live(point, run) else x

@@ -9,16 +9,17 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utilities import Slice
 
 from ..base import Batch, NeuroLensError, Task, as_batch
+from .cache import DecoderCache, sliced, without_batch
+from .devices import refuse_other_device
 from .eager import eager, uncompiled
 from .plan import Plan
 from .points import Point
 from .registry import FromInputs
-from .run import Run, current
+from .run import Run, Stopped, current
 from .splicing import SaeVerbs
 from .taps import Site
 
@@ -72,11 +73,24 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         self.hook_dict: dict[str, Any] = {n: Point(n, self._live) for n in self.sites}
         self.mod_dict = self.hook_dict  # type: ignore[assignment]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the decoder; with nothing attached, it and nothing else."""
-        if self._live or self._splices:
-            return self._live_call(args, kwargs)
-        return self.decoder(*args, **kwargs)
+    def forward(self, *args: Any, stop_at: str | None = None, **kwargs: Any) -> Any:
+        """Run the decoder; with nothing attached, it and nothing else.
+
+        With ``stop_at`` the call ends at that hook point, the first time that it fires: nothing
+        after it is computed, and what it became stands in for the output.
+
+        Raises
+        ------
+        NeuroLensError
+            For hooks and SAEs that could not do their part, and inputs on another device.
+        """
+        if stop_at is not None or self._live or self._splices:
+            return self._live_call(args, kwargs, stop_at=stop_at)
+        try:
+            return self.decoder(*args, **kwargs)
+        except RuntimeError as error:
+            refuse_other_device(self.decoder, self.named_inputs(args, kwargs), error)
+            raise
 
     def decode(self, batch: Any) -> Any:
         """Run a Batch; while it runs, edits see its recordings as ``hooked.batch``."""
@@ -99,8 +113,9 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         pos_slice: Any = None,
         return_cache_object: bool = True,
         clone: bool = False,
+        stop_at: str | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+    ) -> tuple[Any, DecoderCache | dict[str, Tensor]]:
         """Run the decoder and keep what its hook points see.
 
         Parameters
@@ -113,6 +128,8 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             Give a plain dict instead of an ActivationCache when False.
         clone : bool
             Keep copies, for decoders that later change an activation in place.
+        stop_at : str, optional
+            End the call at this hook point, whose value stands in for the output.
 
         Raises
         ------
@@ -123,6 +140,12 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         names = self._names(names_filter)
         named = not (names_filter is None or callable(names_filter))
         run = {"cached": names, "named": named, "clone": clone, "device": device}
+        run["stop_at"] = stop_at
+        if pos_slice is not None and not reset_hooks_end:
+            raise NeuroLensError(
+                "pos_slice= cuts what this call cached, and reset_hooks_end=False would fill the "
+                "cache uncut later on; slice the cache yourself"
+            )
         if incl_bwd:
             output, cache = self._with_gradients(
                 names, model_args, model_kwargs, run, clear_contexts
@@ -133,11 +156,13 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             self.add_caching_hooks(list(names), incl_bwd, device, remove_batch_dim, cache)
         if pos_slice is not None:
             piece = Slice.unwrap(pos_slice)
-            cache = {k: self._sliced(k, v, piece) for k, v in cache.items()}
+            for name, value in cache.items():
+                site = self._site(name.removesuffix("_grad"))
+                cache[name] = sliced(name, value, piece, site)
         if remove_batch_dim:
-            cache = {k: v[0] for k, v in cache.items()}
+            cache.update(without_batch(cache, self.sites))
         if return_cache_object:
-            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+            return output, DecoderCache(cache, self, has_batch_dim=not remove_batch_dim)
         return output, cache
 
     def add_hook(
@@ -234,16 +259,6 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             )
         return names
 
-    def _sliced(self, name: str, value: Tensor, piece: Slice) -> Tensor:
-        """Return a slice of the positions; of the queries, for scores and pattern."""
-        site = self._site(name.removesuffix("_grad"))
-        if site.select is not None:
-            raise NeuroLensError(f"{name!r} is flat, without a position axis that pos_slice= cuts")
-        if site.axis == "window":
-            return value
-        heads_last = site.n_heads is not None and not isinstance(site.axis, tuple)
-        return piece.apply(value, dim=-3 if heads_last else -2)
-
     def _live_call(
         self,
         args: tuple,
@@ -252,8 +267,10 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
         named: bool = False,
         clone: bool = False,
         device: Any = None,
+        stop_at: str | None = None,
     ) -> Any:
         """Run the decoder with its taps in place; with ``cached``, also return the cache."""
+        stops = () if stop_at is None else (self._known(stop_at),)
         if not self._busy.acquire(blocking=False):
             raise NeuroLensError(
                 "this HookedDecoder is in the middle of a call, in another thread or in the hook "
@@ -262,8 +279,8 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             )
         try:
             live: Collection[str] = cached
-            if self._live or self._splices:
-                live = frozenset((*cached, *self._live, *self._splices))
+            if stops or self._live or self._splices:
+                live = frozenset((*cached, *self._live, *self._splices, *stops))
             plan = self._plan(live)
             run = Run(
                 plan=plan,
@@ -275,9 +292,10 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
                 once=named,
                 clone=clone,
                 device=device,
+                stop_at=stop_at,
             )
             output = self._run(plan, run, args, kwargs)
-            run.check(self.sites, live, self._must_fire(cached if named else ()))
+            run.check(self.sites, live, self._must_fire((*(cached if named else ()), *stops)))
         finally:
             self._busy.release()
         return (output, run.cache) if cached else output
@@ -293,6 +311,11 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             current.run = run
             with eager:
                 return self.decoder(*args, **kwargs)
+        except Stopped as stopped:
+            return stopped.value
+        except RuntimeError as error:
+            refuse_other_device(self.decoder, run.inputs(), error)
+            raise
         finally:
             current.run = outer
             plan.remove(run)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformer_lens.hook_points import HookPoint
+
+from ..base import NeuroLensError
+from .run import refuse_other
 
 
 class Point(HookPoint):
@@ -25,9 +30,20 @@ class Point(HookPoint):
         self.live = live
         self.named: list[Any] = []
 
-    def add_hook(self, *args: Any, **kwargs: Any) -> None:
-        """Attach a hook, as `HookPoint.add_hook`."""
-        super().add_hook(*args, **kwargs)
+    def add_hook(
+        self,
+        hook: Any,
+        dir: Any = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+        alias_names: list[str] | None = None,
+    ) -> None:
+        """Attach a hook, as `HookPoint.add_hook`; what a backward hook returns is checked here."""
+        placed = hook if dir == "fwd" else partial(_gradient, hook)
+        super().add_hook(placed, dir, is_permanent, level, prepend, alias_names)
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        handles[0 if prepend else -1].user_hook = hook
         self.live[self.name or ""] = self
 
     def remove_hooks(self, *args: Any, **kwargs: Any) -> None:
@@ -38,8 +54,24 @@ class Point(HookPoint):
         if not held:
             self.live.pop(self.name or "", None)
 
+    def layer(self) -> int:
+        """Return the layer that the name counts: 1 for ``blocks.1.hook_resid_post``."""
+        parts = (self.name or "").split(".")
+        if len(parts) < 2 or not parts[1].isdigit():
+            raise NeuroLensError(f"{self.name!r} belongs to no layer: it is not blocks.<layer>....")
+        return int(parts[1])
+
     def add_named(self, hook: Any, dir: str = "fwd", prepend: bool = False, **kwargs: Any) -> None:
         """Attach a hook that has to fire."""
         self.add_hook(hook, dir=dir, prepend=prepend, **kwargs)
         handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         self.named.append(handles[0 if prepend else -1])
+
+
+def _gradient(user_hook: Any, gradient: Tensor, hook: Point) -> Any:
+    """Call a backward hook; raise unless what it returns can be the gradient."""
+    given = user_hook(gradient, hook=hook)
+    new = given[0] if isinstance(given, tuple) and len(given) == 1 else given
+    if new is not None:
+        refuse_other(hook.name or "", new, gradient)
+    return given

@@ -22,6 +22,14 @@ class _Current(threading.local):
 current = _Current()
 
 
+class Stopped(BaseException):
+    """Carries a value out of the decoder's forward, past any ``except Exception`` in it."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """The state of one live call, and the token that its taps answer to.
@@ -40,6 +48,8 @@ class Run:
         Gives the decoder's inputs of this call by name.
     clone, device, once
         How values are kept: copied, on which device, and only of points that fire once.
+    stop_at : str, optional
+        The point at which the call ends.
     """
 
     plan: Any
@@ -51,6 +61,7 @@ class Run:
     clone: bool = False
     device: Any = None
     once: bool = False
+    stop_at: str | None = None
     cache: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
@@ -88,6 +99,8 @@ class Run:
             value = splice(value, self)
         if watched and (value is not x or x._version != version):
             _refuse_checkpoint(name)
+        if name == self.stop_at:
+            raise Stopped(value)
         return value
 
     def _hooks(self, name: str, point: HookPoint, x: Tensor) -> Tensor:
@@ -97,12 +110,8 @@ class Run:
             value = point(x)
         finally:
             current.run = self
-        if not isinstance(value, Tensor) or value.shape != x.shape:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise NeuroLensError(
-                f"a hook at {name!r} returned {given} where {tuple(x.shape)} was expected; "
-                "return a tensor of the shape it was given, or None to change nothing"
-            )
+        if value is not x:
+            refuse_other(name, value, x)
         return value
 
     def _keep(self, name: str, value: Tensor) -> None:
@@ -120,18 +129,42 @@ class Run:
 
     def check(self, sites: Mapping[str, Any], live: Any, named: Any) -> None:
         """Raise for a point that had to fire and did not, and for a cached value since changed."""
+        stopped = self.stop_at in self.fired
         for name in live:
-            if name not in self.fired and (name in named or not sites[name].optional):
+            if name not in self.fired and (name in named or not (stopped or sites[name].optional)):
+                why = f"; the call stopped at {self.stop_at!r} before it" if stopped else ""
                 raise NeuroLensError(
-                    f"hook {name!r} did not fire in this call; it was expected "
+                    f"hook {name!r} did not fire in this call{why}; it was expected "
                     f"{sites[name].expected}"
                 )
+        if stopped and self.cached and not self.cache:
+            raise NeuroLensError(
+                f"none of the hook points to cache fires before the call stops at {self.stop_at!r}"
+            )
         for name, (kept, version) in self.versions.items():
             if kept._version != version:
                 raise NeuroLensError(
                     f"{name!r} was changed in place after it was cached, by the decoder or by a "
                     "hook further on; cache with clone=True to keep what its hooks saw"
                 )
+
+
+def refuse_other(name: str, given: Any, x: Tensor) -> None:
+    """Raise for what a hook returned unless it can stand where ``x`` stood."""
+    if not isinstance(given, Tensor):
+        was, expected = f"a {type(given).__name__}", "a tensor"
+    elif given.shape != x.shape:
+        was, expected = f"shape {tuple(given.shape)}", f"{tuple(x.shape)}"
+    elif given.dtype != x.dtype:
+        was, expected = str(given.dtype), str(x.dtype)
+    elif given.device != x.device:
+        was, expected = f"a tensor on {given.device}", f"one on {x.device}"
+    else:
+        return
+    raise NeuroLensError(
+        f"a hook at {name!r} returned {was} where {expected} was expected; return a tensor like "
+        "the one it was given, or None to change nothing"
+    )
 
 
 def _refuse_checkpoint(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,17 +19,41 @@ from .taps import Site
 Saes = Any
 
 
+def _with_saes(verb: str, what: str) -> Callable[..., Any]:
+    """Return the method that calls ``verb`` while SAEs are attached."""
+
+    def run(
+        self: Any,
+        *model_args: Any,
+        saes: Saes = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        allow_other_decoder: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
+            return getattr(self, verb)(*model_args, **kwargs)
+
+    run.__doc__ = f"{what} once with these SAEs attached, as `saes` takes them."
+    return run
+
+
 class SaeVerbs(Described):
     """The part of `HookedDecoder` that attaches dictionaries."""
 
     _live: dict[str, Point]
     _splices: dict[str, Splice]
 
+    @property
+    def acts_to_saes(self) -> dict[str, Any]:
+        """The attached SAEs by hook point."""
+        return {name: splice.sae for name, splice in self._splices.items()}
+
     def add_sae(
         self,
         sae: Any,
         hook: str | None = None,
-        use_error_term: bool = False,
+        use_error_term: bool | None = None,
         allow_other_decoder: bool = False,
     ) -> None:
         """Put an SAE's reconstruction in the place of a hook point, until `reset_saes`.
@@ -43,16 +67,20 @@ class SaeVerbs(Described):
         hook : str, optional
             By default ``sae.cfg.metadata.hook_name``.
         use_error_term : bool
-            Add what the SAE misses, so that the value stays as it is unless codes are changed.
+            Add what the SAE misses, so that the value stays as it is unless codes are changed;
+            by default as ``sae.use_error_term`` says.
         allow_other_decoder : bool
             Take an SAE that was trained on another decoder.
 
         Raises
         ------
         NeuroLensError
-            For an unknown hook, one that holds no vectors, or another decoder's SAE.
+            For an unknown hook, one that holds no vectors, another decoder's SAE, or a
+            transcoder, which writes elsewhere than it reads.
         """
         name = self._sae_hook(sae, hook, allow_other_decoder)
+        if use_error_term is None:
+            use_error_term = bool(getattr(sae, "use_error_term", False))
         self._attach(Splice(self.sites[name], sae, use_error_term))
 
     def reset_saes(self, act_names: str | Sequence[str] | None = None) -> None:
@@ -69,59 +97,29 @@ class SaeVerbs(Described):
         self,
         saes: Saes = (),
         reset_saes_end: bool = True,
-        use_error_term: bool = False,
+        use_error_term: bool | None = None,
         allow_other_decoder: bool = False,
     ) -> Iterator[Any]:
-        """Attach an SAE, a list of them, or a dict of them by hook, for the block."""
+        """Attach an SAE, a list of them, or a dict of them by hook, for the block.
+
+        Those attached before come back at its end; with ``reset_saes_end=False`` these stay.
+        """
         given = saes if isinstance(saes, Mapping | Sequence) else [saes]
         pairs = given.items() if isinstance(given, Mapping) else [(None, sae) for sae in given]
         before = dict(self._splices)
+        attached = False
         try:
             for hook, sae in pairs:
                 self.add_sae(sae, hook, use_error_term, allow_other_decoder)
+            attached = True
             yield self
         finally:
-            if reset_saes_end:
+            if reset_saes_end or not attached:
                 self._restore(before)
 
-    def run_with_saes(
-        self,
-        *model_args: Any,
-        saes: Saes = (),
-        reset_saes_end: bool = True,
-        use_error_term: bool = False,
-        allow_other_decoder: bool = False,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Run the decoder once with these SAEs attached."""
-        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
-            return self(*model_args, **model_kwargs)  # type: ignore[operator]
-
-    def run_with_cache_with_saes(
-        self,
-        *model_args: Any,
-        saes: Saes = (),
-        reset_saes_end: bool = True,
-        use_error_term: bool = False,
-        allow_other_decoder: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Run the decoder once with these SAEs attached and keep what its hook points see."""
-        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
-            return self.run_with_cache(*model_args, **kwargs)  # type: ignore[attr-defined]
-
-    def run_with_hooks_with_saes(
-        self,
-        *model_args: Any,
-        saes: Saes = (),
-        reset_saes_end: bool = True,
-        use_error_term: bool = False,
-        allow_other_decoder: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Run the decoder once with these SAEs and hooks attached."""
-        with self.saes(saes, reset_saes_end, use_error_term, allow_other_decoder):
-            return self.run_with_hooks(*model_args, **kwargs)  # type: ignore[attr-defined]
+    run_with_saes = _with_saes("forward", "Run the decoder")
+    run_with_cache_with_saes = _with_saes("run_with_cache", "`run_with_cache`")
+    run_with_hooks_with_saes = _with_saes("run_with_hooks", "`run_with_hooks`")
 
     @contextmanager
     def ablate(
@@ -235,6 +233,12 @@ class SaeVerbs(Described):
             )
         metadata = sae.cfg.metadata
         name = hook or metadata.hook_name
+        written = getattr(metadata, "hook_name_out", None)
+        if isinstance(written, str) and written != metadata.hook_name:
+            raise NeuroLensError(
+                f"this is a transcoder, which reads {metadata.hook_name!r} and writes {written!r}; "
+                "an SAE that reconstructs what it reads was expected"
+            )
         if not isinstance(name, str):
             raise NeuroLensError("the SAE names no hook of its own; say which with hook=")
         self._known(name)

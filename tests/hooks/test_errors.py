@@ -1,5 +1,7 @@
 """Silence is an error, and each error says what was given, expected and to do."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -153,16 +155,82 @@ def test_an_uncalled_module_shows_as_unfired():
         hooked.run_with_cache(torch.randn(2, 3, 4))
 
 
+@pytest.mark.parametrize("name", ["hook_readout_in", "blocks.0.hook_resid_mid", "enc.attn.hook_z"])
 @pytest.mark.parametrize(
-    ("returned", "said"), [(torch.zeros(2), r"returned \(2,\)"), ("x", "returned str")]
+    ("change", "said"),
+    [
+        (lambda x: x[:1], r"returned shape \(1, .* where \(3, "),
+        (lambda x: "x", "returned a str where a tensor was expected"),
+        (lambda x: (x,), "returned a tuple where a tensor was expected"),
+        (lambda x: x.double(), r"returned torch\.float64 where torch\.float32 was expected"),
+        (lambda x: x.long(), r"returned torch\.int64 where torch\.float32 was expected"),
+        (lambda x: x.to("meta"), "returned a tensor on meta where one on cpu was expected"),
+    ],
+    ids=["shape", "kind", "tuple", "precision", "integers", "device"],
 )
-def test_a_hook_that_returns_the_wrong_thing_raises(poyo, returned, said):
-    with pytest.raises(NeuroLensError, match=rf"'hook_readout_in' {said}"):
-        poyo.run(fwd_hooks=[("hook_readout_in", lambda x, hook: returned)])
-    assert poyo.clean()
+def test_a_hook_that_returns_the_wrong_thing_raises(case, name, change, said):
+    with pytest.raises(NeuroLensError, match=rf"a hook at '{name}' {said}.* or None to change"):
+        case.run(fwd_hooks=[(name, lambda x, hook: change(x))])
+    assert case.clean()
+    assert not case.hooked._live
+    assert case.same(case.hooked(**case.inputs), case.bare())
 
 
-@pytest.mark.parametrize("keyword", ["names_filter", "fwd_hooks", "saes", "device"])
+@pytest.mark.parametrize("change", [lambda g: g[:1], lambda g: g.double(), lambda g: "x"])
+def test_a_backward_hook_that_returns_the_wrong_thing_raises(poyo, change):
+    name = "blocks.0.hook_resid_mid"
+    with (
+        pytest.raises(NeuroLensError, match=f"a hook at '{name}' returned"),
+        poyo.hooked.hooks(bwd_hooks=[(name, lambda g, hook: change(g))]),
+    ):
+        poyo.hooked(**poyo.inputs).sum().backward()
+    assert not poyo.hooked._live
+
+
+META = "input 'latent_timestamps' is on meta and the decoder on cpu; move one of them"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda h, i: h(**i),
+        lambda h, i: h.run_with_cache(**i, names_filter="hook_readout_in"),
+        lambda h, i: h.run_with_cache(**i, stop_at="hook_readout_in"),
+        lambda h, i: h.run_with_hooks(**i, fwd_hooks=[("hook_readout_in", nothing)]),
+        lambda h, i: h.decode(i),
+    ],
+)
+def test_a_batch_on_another_device_is_said(case, call):
+    elsewhere = case.inputs | {"latent_timestamps": case.inputs["latent_timestamps"].to("meta")}
+    with pytest.raises(NeuroLensError, match=META):
+        call(case.hooked, elsewhere)
+    assert case.clean()
+    assert not case.hooked._live
+    call(case.hooked, case.inputs)
+    with pytest.raises(NeuroLensError, match="is on cpu and the decoder on meta"):
+        call(hook_model(copy.deepcopy(case.decoder).to("meta")), case.inputs)
+
+
+def test_a_failure_of_another_kind_is_the_decoders_own(poyo):
+    wrong = poyo.inputs | {"input_token_type": torch.zeros(3, 7, dtype=torch.long)}
+    for call in (poyo.hooked, lambda **i: poyo.hooked.run_with_cache(**i)):
+        with pytest.raises(RuntimeError, match="size of tensor") as error:
+            call(**wrong)
+        assert not isinstance(error.value, NeuroLensError)
+
+
+def test_removing_the_batch_dimension_of_several_windows_is_refused(plus):
+    with pytest.raises(NeuroLensError, match=r"for a single window, and 'hook_readout_in' has sha"):
+        plus.cache("hook_readout_in", remove_batch_dim=True)
+    one = {k: v[:1] for k, v in plus.inputs.items()}
+    _, cache = plus.hooked.run_with_cache(
+        **one, names_filter=["readout.speed", "hook_readout_in"], remove_batch_dim=True
+    )
+    assert cache["readout.speed"].shape == (1, 2)
+    assert cache["hook_readout_in"].shape == (6, 16)
+
+
+@pytest.mark.parametrize("keyword", ["names_filter", "fwd_hooks", "saes", "device", "stop_at"])
 def test_a_keyword_that_the_verbs_own_is_refused(keyword):
     scope = {"nn": nn}
     exec(
