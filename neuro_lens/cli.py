@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +73,24 @@ def demo(out: Path, seeds: str | None, workers: int) -> None:
 
 
 @main.command()
-@click.argument("decoder", metavar="DECODER_FOLDER", type=click.Path(path_type=Path))
-def hooks(decoder: Path) -> None:
-    """List the hook points of a saved decoder."""
-    from .decoders import load_decoder
-    from .hooks import hook_model
+@click.argument("decoder", metavar="DECODER_FOLDER|MODULE:FUNCTION")
+@click.option("--trace", is_flag=True, help="Print taps for a decoder that no adapter knows.")
+def hooks(decoder: str, trace: bool) -> None:
+    """List the hook points of a decoder.
 
-    table = hook_model(load_decoder(decoder)).hook_table()
+    A saved decoder is named by its folder, any other by a function that returns it and an example
+    of its inputs: my_code:make for make() in my_code.py. --trace runs it on the example and prints
+    a table of taps to start from.
+    """
+    from . import hooks as room
+
+    if trace:
+        click.echo(room.trace(*_made(decoder)))
+        return
+    table = room.hook_model(_decoder(decoder)).hook_table()
     table["n_heads"] = table["n_heads"].astype("string").fillna("")
     table["optional"] = table["optional"].map({True: "optional", False: ""})
+    table["axis"] = table["axis"].astype("string").fillna("")
     click.echo(table.to_string(index=False, justify="left"))
 
 
@@ -140,6 +151,36 @@ def _numbers(text: str) -> list[int]:
         raise NeuroLensError(
             f"--seeds is {text!r}; give whole numbers with commas between them, such as 0,1,2"
         ) from None
+
+
+def _decoder(name: str) -> Any:
+    if ":" in name and not Path(name).exists():
+        return _made(name)[0]
+    from .decoders import load_decoder
+
+    return load_decoder(Path(name))
+
+
+def _made(name: str) -> tuple[Any, Any]:
+    """Return the decoder and the inputs that a function, named ``module:function``, makes."""
+    from .base import NeuroLensError
+
+    wanted = "a function that returns (decoder, inputs)"
+    module, colon, function = name.partition(":")
+    if not (colon and module and function):
+        raise NeuroLensError(f"{name} names no function; give MODULE:FUNCTION, {wanted}")
+    sys.path.insert(0, "")  # as python -m does
+    try:
+        make = getattr(importlib.import_module(module), function)
+        made = make()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise NeuroLensError(f"{name} cannot be run ({said}); name {wanted}") from error
+    finally:
+        sys.path.remove("")
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise NeuroLensError(f"{name} returned a {type(made).__name__}; name {wanted}")
+    return made
 
 
 if __name__ == "__main__":

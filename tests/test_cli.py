@@ -1,9 +1,12 @@
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from neuro_lens.cli import main
+from neuro_lens.hooks import hook_model
 
 
 @pytest.fixture
@@ -57,6 +60,79 @@ def test_hooks_lists_the_points_of_a_saved_decoder(call, saved_decoder):
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert names[0] == "name"
     assert {"blocks.0.hook_resid_post", "hook_readout_in"} <= set(names)
+
+
+MAKE = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+def make():
+    return Mine(), torch.randn(2, 3, 4)
+
+def lone():
+    return Mine()
+
+def broken():
+    raise RuntimeError("no weights")
+
+def misfit():
+    return Mine(), torch.randn(2, 3, 5)
+"""
+
+
+@pytest.fixture
+def my_code(tmp_path, monkeypatch):
+    """Write a module with functions that make decoders; return its name."""
+    name = f"code_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MAKE)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_hooks_trace_prints_taps_that_run(call, my_code):
+    result = call("hooks", f"{my_code}:make", "--trace")
+    assert result.exit_code == 0
+    names: dict = {}
+    exec(result.stdout, names)
+    decoder, x = sys.modules[my_code].make()
+    hooked = hook_model(decoder, taps=names["taps"])
+    _, cache = hooked.run_with_cache(x)
+    first = x + decoder.layers[0](x)
+    assert torch.equal(cache["blocks.0.hook_resid_post"], first)
+    assert torch.equal(cache["blocks.1.hook_resid_pre"], first)
+
+
+def test_hooks_lists_the_points_of_a_decoder_that_a_function_makes(call, my_code):
+    result = call("hooks", f"{my_code}:make")
+    assert [line.split()[0] for line in result.stdout.splitlines()][1:] == [
+        f"layers.{i}.hook_{end}" for i in range(2) for end in ("in", "out")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere", "nowhere names no function; give MODULE:FUNCTION"),
+        ("no_such_module:make", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("{}:mak", "has no attribute 'mak'"),
+        ("{}:broken", "cannot be run (RuntimeError: no weights)"),
+        ("{}:lone", "returned a Mine; name a function that returns (decoder, inputs)"),
+        ("{}:misfit", "Mine cannot be traced: on the example its forward raised RuntimeError"),
+    ],
+)
+def test_hooks_trace_says_what_it_was_given_wrong(call, my_code, name, says):
+    assert says in refused(call("hooks", name.format(my_code), "--trace"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from .hooked import HookedDecoder
 from .model import hook_model
 from .registry import register_decoder
 from .taps import Attention, In, Out, Residual
+from .tracing import trace
 
 __all__ = [
     "Attention",
@@ -19,4 +20,5 @@ __all__ = [
     "hook_model",
     "register_decoder",
     "remove_heads",
+    "trace",
 ]

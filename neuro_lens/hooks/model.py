@@ -12,7 +12,8 @@ from ..base import NeuroLensError, Task
 from .eager import uncompiled
 from .hooked import HookedDecoder
 from .registry import Adapter, FromInputs, find_adapter
-from .taps import Tap, expand, generic_sites
+from .taps import Tap, expand
+from .tracing import generic_sites
 
 _VERBS = ("run_with_cache", "run_with_hooks", "run_with_saes", "run_with_cache_with_saes")
 

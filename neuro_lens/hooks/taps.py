@@ -197,17 +197,6 @@ def expand(taps: Iterable[Tap], decoder: nn.Module, n_layers: int | None = None)
     return sites
 
 
-def generic_sites(decoder: nn.Module) -> dict[str, Site]:
-    """Return ``<path>.hook_in`` and ``<path>.hook_out`` of every submodule, each optional."""
-    sites = {}
-    for path, module in decoder.named_modules():
-        if path:
-            for kind in ("in", "out"):
-                name = f"{path}.hook_{kind}"
-                sites[name] = Site(name, kind, path, None, place=_place(0, module), optional=True)
-    return sites
-
-
 def _by_layer(
     taps: Iterable[Tap], modules: Mapping[str, nn.Module], n_layers: int | None
 ) -> Iterator[tuple[Tap, int | None]]:
