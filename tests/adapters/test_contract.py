@@ -1,0 +1,41 @@
+"""The contract, held by every adapter on the examples of its family.
+
+``examples_<family>.py`` beside this file registers a family: ``EXAMPLES`` maps a name to a
+function that gives a decoder and its inputs.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuro_lens.hooks import hook_model
+from neuro_lens.hooks.registry import find_adapter
+from neuro_lens.testing import check_adapter
+
+
+def families():
+    for path in sorted(Path(__file__).parent.glob("examples_*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield path.stem.removeprefix("examples_"), module.EXAMPLES
+
+
+CASES = [
+    pytest.param(family, build, id=f"{family}-{name}")
+    for family, examples in families()
+    for name, build in examples.items()
+]
+
+
+@pytest.mark.parametrize(("family", "build"), CASES)
+def test_the_contract_holds(family, build):
+    torch.manual_seed(0)
+    decoder, inputs = build()
+    assert find_adapter(decoder).matches.__module__ == f"neuro_lens.adapters.{family}"
+    table = check_adapter(decoder, inputs).set_index("name")
+    silent = list(table.index[~table["fired"]])
+    assert hook_model(decoder).hook_table().set_index("name").loc[silent, "optional"].all()
+    assert any(n.endswith("hook_pattern") for n in table.index)
