@@ -6,7 +6,9 @@ attention module and one feed-forward module (MtM, NEDS, ViV1T, ViT-like blocks)
 ``nn.MultiheadAttention`` outside a block has its attention points alone.
 
 Names are ``blocks.{l}.*``, below the stack's path where a decoder has several stacks; the axis is
-``position``, below that path too.
+``position``, below that path too. Where several stacks are no layers of PyTorch's, as in ViV1T,
+it is ``row position``: such a stack may be given frames or patches as rows beside the windows
+(window by window), and they count as positions of their window.
 
 Sums keep their TransformerLens names wherever the normalisation sits. ``hook_resid_mid`` is
 ``hook_resid_pre + hook_attn_out`` in every layer. A post-norm layer normalises the sum before it
@@ -68,8 +70,17 @@ class Stack:
     @property
     def side(self) -> str:
         """What PyTorch calls its sequence: ``src``, or ``tgt`` in decoder layers."""
-        layers = [module for _, module in self.blocks.values()]
-        return "tgt" if isinstance(layers[0], nn.TransformerDecoderLayer) else "src"
+        return "tgt" if isinstance(self._first, nn.TransformerDecoderLayer) else "src"
+
+    @property
+    def axis(self) -> str:
+        """Name of its positions; a grid where the stack may be given rows beside the windows."""
+        grid = bool(self.prefix) and not isinstance(self._first, _LAYERS)
+        return f"{self.prefix}{'row position' if grid else 'position'}"
+
+    @property
+    def _first(self) -> nn.Module:
+        return next(module for _, module in self.blocks.values())
 
 
 def has_blocks(decoder: nn.Module) -> bool:
@@ -85,7 +96,7 @@ def pytorch_taps(decoder: nn.Module) -> list[Any]:
             name, rows = f"{stack.prefix}blocks.{number}", _block
             if isinstance(block, _LAYERS):
                 rows = _layer
-            taps += rows(name, path, block, f"{stack.prefix}position", f"{stack.prefix}memory")
+            taps += rows(name, path, block, stack.axis, f"{stack.prefix}memory")
     for path, module in _lone_attention(decoder).items():
         prefix = f"{path}." if path else ""
         taps += [
@@ -113,7 +124,7 @@ def pytorch_masks(decoder: nn.Module) -> dict[str, Any]:
     masks: dict[str, Any] = {}
     for stack in stacks:
         alone = sum(s.side == stack.side for s in stacks) == 1
-        axis, names = f"{stack.prefix}position", _with_prefix(stack.side) if alone else ()
+        axis, names = stack.axis, _with_prefix(stack.side) if alone else ()
         other = "tgt_" if stack.side == "src" else ("src_", "memory_")
         masks[axis] = _mask(axis, names, [k for k in keywords if not k.startswith(other)])
         if stack.side == "tgt":

@@ -9,10 +9,8 @@ from neuro_lens import NeuroLensError
 from neuro_lens.hooks import hook_model
 from neuro_lens.testing import check_adapter
 
-from . import pytorch_decoders as small
-from .pytorch_decoders import HEADS, UNITS, D
-
-N, T = 3, 5
+from . import examples_pytorch as small
+from .examples_pytorch import HEADS, LAYOUTS, UNITS, D, N, T, padded, spikes, stream
 
 
 @pytest.fixture(autouse=True)
@@ -27,86 +25,10 @@ def slow_path():
     torch.backends.mha.set_fastpath_enabled(True)
 
 
-def spikes(n=N, t=T):
-    return torch.randn(n, t, UNITS)
-
-
-def stream(batch_first=True):
-    x = torch.randn(N, T, D)
-    return x if batch_first else x.transpose(0, 1).contiguous()
-
-
-def padded(n=N, t=T):
-    padding = torch.zeros(n, t, dtype=torch.bool)
-    padding[0, 3:] = True
-    padding[2, 2:] = True
-    return padding
-
-
-LAYOUTS = [{"norm_first": n, "batch_first": b} for n in (False, True) for b in (False, True)]
-CASES = {
-    "layer": lambda kw: (small.layer(**kw), {"src": stream(kw["batch_first"])}),
-    "encoder": lambda kw: (
-        small.encoder(**kw),
-        {"src": stream(kw["batch_first"]), "src_key_padding_mask": padded()},
-    ),
-    "decoder layer": lambda kw: (
-        small.layer(nn.TransformerDecoderLayer, **kw),
-        {
-            "tgt": stream(kw["batch_first"]),
-            "memory": torch.randn(N, 4, D) if kw["batch_first"] else torch.randn(4, N, D),
-            "tgt_key_padding_mask": padded(),
-        },
-    ),
-    "binned": lambda kw: (small.Binned(**kw), {"spikes": spikes(), "padding_mask": padded()}),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_the_contract_on_pytorchs_own_layers(case, layout):
-    decoder, inputs = CASES[case](layout)
-    table = check_adapter(decoder, inputs)
-    assert table["fired"].all()
-    assert all(table["name"].str.startswith("blocks."))
-
-
-OTHERS = {
-    "ndt1 pre-norm": lambda: (small.NDT1(True), {"src": spikes()}),
-    "ndt1 post-norm": lambda: (small.NDT1(False), {"src": spikes()}),
-    "encoder and decoder": lambda: (
-        small.EncoderDecoder(norm_first=True),
-        {"spikes": spikes(), "src_key_padding_mask": padded()},
-    ),
-    "mtm": lambda: (
-        hook_model(small.MtM(), masks={"position": "spikes_mask"}),
-        {
-            "spikes": spikes(),
-            "spikes_mask": ~padded(),
-            "spikes_timestamp": torch.arange(T).expand(N, -1),
-        },
-    ),
-    "neds": lambda: (small.NEDS(), {"spike": spikes(), "wheel": torch.randn(N, T, 1)}),
-    "viv1t": lambda: (small.ViV1T(), {"video": torch.randn(2, 4, 3, 5)}),
-    "image-like": lambda: (small.ImageLike(True), {"spikes": spikes()}),
-    "image-like, positions first": lambda: (small.ImageLike(False), {"spikes": spikes()}),
-    "pooling": lambda: (small.Pooling(), {"spikes": spikes()}),
-    "attention": lambda: (
-        nn.MultiheadAttention(D, HEADS, kdim=8, vdim=4, add_bias_kv=True, add_zero_attn=True),
-        {
-            "query": torch.randn(6, N, D),
-            "key": torch.randn(T, N, 8),
-            "value": torch.randn(T, N, 4),
-            "key_padding_mask": padded(),
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("case", OTHERS)
-def test_the_contract_on_decoders_that_hold_such_layers(case):
-    decoder, inputs = OTHERS[case]()
-    assert check_adapter(decoder, inputs)["fired"].all()
+def test_the_contract_holds_where_the_user_says_what_a_mask_means():
+    decoder, inputs = small.mtm()
+    hooked = hook_model(decoder, masks={"position": "spikes_mask"})
+    assert check_adapter(hooked, inputs)["fired"].all()
 
 
 def by_hand(layers, x, at, call=None):
@@ -196,30 +118,20 @@ def test_cross_attention_is_read_and_written_as_in_a_forward_by_hand():
         assert not torch.equal(written, forward())
 
 
-@pytest.mark.parametrize("build", [small.MtM, small.ViV1T])
+@pytest.mark.parametrize("build", [small.mtm, small.viv1t])
 def test_z_is_the_pattern_of_the_values(build):
-    cases = {
-        small.MtM: (
-            {
-                "spikes": spikes(),
-                "spikes_mask": ~padded(),
-                "spikes_timestamp": torch.arange(T).expand(N, -1),
-            },
-            "",
-        ),
-        small.ViV1T: ({"video": torch.randn(2, 4, 3, 5)}, "temporal_transformer."),
-    }
-    inputs, prefix = cases[build]
-    model = build().eval()
+    model, inputs = build()
+    prefix = "" if build is small.mtm else "temporal_transformer."
+    model.eval()
     _, cache = hook_model(model).run_with_cache(**inputs)
     attn = f"{prefix}blocks.1.attn.hook_"
     z = torch.einsum("nhqk,nkhd->nqhd", cache[f"{attn}pattern"], cache[f"{attn}v"])
     torch.testing.assert_close(cache[f"{attn}z"], z, atol=1e-6, rtol=1e-5)
-    block = model.layers[1] if build is small.MtM else model.temporal_transformer.blocks[1]
-    attention = block.attn if build is small.MtM else block.attention
-    normed = block.ln1 if build is small.MtM else attention.norm
+    block = model.layers[1] if build is small.mtm else model.temporal_transformer.blocks[1]
+    attention = block.attn if build is small.mtm else block.attention
+    normed = block.ln1 if build is small.mtm else attention.norm
     x = normed(cache[f"{prefix}blocks.1.hook_resid_pre"])
-    if build is small.MtM:
+    if build is small.mtm:
         q, k = attention.query(x), attention.key(x)
         assert torch.equal(cache[f"{attn}rot_v"], cache[f"{attn}v"])
         assert not torch.equal(cache[f"{attn}rot_q"], cache[f"{attn}q"])
@@ -311,12 +223,8 @@ def test_padding_of_a_memory_is_that_of_its_source():
 
 
 def test_a_mask_of_unknown_meaning_has_to_be_named():
-    inputs = {
-        "spikes": spikes(),
-        "spikes_mask": ~padded(),
-        "spikes_timestamp": torch.arange(T).expand(N, -1),
-    }
-    model, name = small.MtM(), "blocks.0.hook_resid_pre"
+    model, inputs = small.mtm()
+    name = "blocks.0.hook_resid_pre"
     with pytest.raises(NeuroLensError, match=r"'spikes_mask'.* masks=\{'position': 'keyword'\}"):
         rows(hook_model(model), name, **inputs)
     told = hook_model(model, masks={"position": "spikes_mask"})
@@ -364,3 +272,15 @@ def test_the_fast_path_is_back_after_an_exception_and_stays_off_until_the_last_c
     with torch.no_grad(), pytest.raises(KeyError, match="mine"):
         hooked.run_with_hooks(x, fwd_hooks=[("blocks.1.attn.hook_z", fail)])
     assert enabled()
+
+
+def test_rows_beside_the_windows_are_positions_of_their_window():
+    model, inputs = small.viv1t()
+    name = "temporal_transformer.blocks.1.hook_resid_post"
+    hooked = hook_model(model.eval())
+    _, cache = hooked.run_with_cache(**inputs, names_filter=name)
+    found = hooked.vectors(name, cache[name], inputs)
+    windows, frames, patches, _ = inputs["video"].shape
+    assert torch.equal(found.window, torch.arange(windows).repeat_interleave(frames * patches))
+    assert torch.equal(found.position, torch.arange(frames * patches).repeat(windows))
+    assert torch.equal(found.values, cache[name].flatten(0, 1))

@@ -1,5 +1,6 @@
 """Small decoders of the module structures that PyTorch users build."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 D, HEADS, UNITS, OUT = 16, 2, 6, 3
+N, T = 3, 5
+LAYOUTS = [{"norm_first": n, "batch_first": b} for n in (False, True) for b in (False, True)]
 
 
 def layer(kind=nn.TransformerEncoderLayer, **kwargs):
@@ -306,3 +309,100 @@ class Pooling(nn.Module):
         x = self.embed(spikes)
         pooled, weights = self.pool(self.query.expand(len(x), -1, -1), x, x)
         return self.readout(pooled), weights
+
+
+def spikes():
+    return torch.randn(N, T, UNITS)
+
+
+def stream(batch_first=True, t=T):
+    return torch.randn(N, t, D) if batch_first else torch.randn(t, N, D)
+
+
+def padded():
+    padding = torch.zeros(N, T, dtype=torch.bool)
+    padding[0, 3:] = True
+    padding[2, 2:] = True
+    return padding
+
+
+def layer_alone(layout):
+    return layer(**layout), {"src": stream(layout["batch_first"])}
+
+
+def padded_encoder(layout):
+    inputs = {"src": stream(layout["batch_first"]), "src_key_padding_mask": padded()}
+    return encoder(**layout), inputs
+
+
+def decoder_layer(layout):
+    first = layout["batch_first"]
+    inputs = {"tgt": stream(first), "memory": stream(first, 4), "tgt_key_padding_mask": padded()}
+    return layer(nn.TransformerDecoderLayer, **layout), inputs
+
+
+def binned(layout):
+    return Binned(**layout), {"spikes": spikes(), "padding_mask": padded()}
+
+
+def whole_transformer(layout):
+    first = layout["batch_first"]
+    inputs = {"src": stream(first), "tgt": stream(first, 4), "src_key_padding_mask": padded()}
+    return nn.Transformer(D, HEADS, 1, 1, 32, **layout), inputs
+
+
+def ndt1(pre_norm):
+    return NDT1(pre_norm), {"src": spikes()}
+
+
+def encoder_decoder():
+    model = EncoderDecoder(norm_first=True)
+    return model, {"spikes": spikes(), "src_key_padding_mask": padded()}
+
+
+def mtm():
+    times = torch.arange(T).expand(N, -1)
+    return MtM(), {"spikes": spikes(), "spikes_mask": ~padded(), "spikes_timestamp": times}
+
+
+def neds():
+    return NEDS(), {"spike": spikes(), "wheel": torch.randn(N, T, 1)}
+
+
+def viv1t():
+    return ViV1T(), {"video": torch.randn(2, 4, 3, 5)}
+
+
+def image_like(batch_first):
+    return ImageLike(batch_first), {"spikes": spikes()}
+
+
+def pooling():
+    return Pooling(), {"spikes": spikes()}
+
+
+def attention_with_everything():
+    mha = nn.MultiheadAttention(D, HEADS, kdim=8, vdim=4, add_bias_kv=True, add_zero_attn=True)
+    inputs = {"query": torch.randn(6, N, D), "key": torch.randn(T, N, 8)}
+    return mha, inputs | {"value": torch.randn(T, N, 4), "key_padding_mask": padded()}
+
+
+def _named(build, layout):
+    norm = "pre-norm" if layout["norm_first"] else "post-norm"
+    return f"{build.__name__}-{norm}-{'windows' if layout['batch_first'] else 'positions'}-first"
+
+
+_WITH_LAYOUTS = (layer_alone, padded_encoder, decoder_layer, binned)
+EXAMPLES = {
+    **{_named(b, kw): partial(b, kw) for b in _WITH_LAYOUTS for kw in LAYOUTS},
+    "whole_transformer": partial(whole_transformer, LAYOUTS[1]),
+    "ndt1-pre-norm": partial(ndt1, True),
+    "ndt1-post-norm": partial(ndt1, False),
+    "encoder_decoder": encoder_decoder,
+    "neds": neds,
+    "viv1t": viv1t,
+    "image_like-windows-first": partial(image_like, True),
+    "image_like-positions-first": partial(image_like, False),
+    "pooling": pooling,
+    "attention_with_everything": attention_with_everything,
+}
