@@ -1,8 +1,9 @@
 """What every room shares: batches, tasks, errors, files, progress and cells."""
 
 from .batch import Batch, as_batch
-from .cells import Cell, run_cell, run_cells
+from .cells import Cell, one_thread, run_cell
 from .errors import NeuroLensError, check_choice, nearest
+from .executors import run_cells
 from .files import (
     atomic_folder,
     atomic_write,
@@ -35,6 +36,7 @@ __all__ = [
     "hash_tensors",
     "log_loss",
     "nearest",
+    "one_thread",
     "progress",
     "provenance",
     "read_json",

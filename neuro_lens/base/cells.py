@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from .files import atomic_folder, hash_json, write_json
-from .progress import track
 
 
 @dataclass(frozen=True)
@@ -54,37 +51,15 @@ def run_cell(cell_json: str, out: str) -> str:
     folder = Path(out) / cell.name
     if not folder.exists():
         module, function = cell.command.split(":")
-        with atomic_folder(folder) as part, _one_thread():
+        with atomic_folder(folder) as part, one_thread():
             getattr(importlib.import_module(module), function)(part, **cell.params)
             write_json(part / "cell.json", {"command": cell.command, "params": cell.params})
     return str(folder)
 
 
-def run_cells(
-    cells: Sequence[Cell], out: str | Path, workers: int = 1, description: str = "cells"
-) -> list[Path]:
-    """Run cells, skipping those that exist, and return their folders in order.
-
-    Parameters
-    ----------
-    cells : sequence of Cell
-    out : path
-        Folder that holds a folder a cell.
-    workers : int
-        Processes; 1 runs in this one. Results do not depend on their number.
-    description : str
-        Beside the progress bar.
-    """
-    jobs = [cell.to_json() for cell in cells]
-    if workers <= 1 or len(jobs) <= 1:
-        return [Path(run_cell(job, str(out))) for job in track(jobs, description)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = pool.map(run_cell, jobs, [str(out)] * len(jobs))
-        return [Path(folder) for folder in track(done, description, len(jobs))]
-
-
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Run the block on one torch thread, and put the number of threads back."""
     import torch
 
     before = torch.get_num_threads()

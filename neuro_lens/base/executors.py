@@ -1,0 +1,166 @@
+"""Executors: map cells, handed over as JSON, over processes, a Ray cluster or SLURM jobs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from .cells import Cell, run_cell
+from .errors import NeuroLensError, check_choice
+from .files import hash_json
+from .progress import track
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    out: str | Path,
+    workers: int = 1,
+    description: str = "cells",
+    *,
+    executor: Literal["local", "ray", "slurm"] = "local",
+    options: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Run cells, skipping those that exist, and return their folders in order.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+    out : path
+        Folder that holds a folder a cell; of all machines where there are several.
+    workers : int
+        Processes, or jobs, side by side; 1 runs in this one. Results do not depend on their
+        number.
+    description : str
+        Beside the progress bar.
+    executor : {"local", "ray", "slurm"}
+        Processes of this machine; tasks of the Ray that this process is connected to, or of one
+        that is started for the time being with ``workers`` processors; jobs that submitit submits.
+    options : mapping, optional
+        Of Ray, the options of a task, such as ``num_gpus``. Of SLURM, submitit's parameters, such
+        as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``, and ``cluster``.
+
+    Raises
+    ------
+    NeuroLensError
+        For an unknown executor, or one whose extra is not installed or that cannot run here. What
+        a cell raises comes out as it is from "local"; from the others after all cells have ended.
+    """
+    check_choice("executor", executor, EXECUTORS)
+    jobs = [cell.to_json() for cell in cells]
+    done = EXECUTORS[executor](jobs, str(out), workers, dict(options or {}))
+    return [Path(folder) for folder in track(done, description, len(jobs))]
+
+
+def outcome(cell_json: str, out: str) -> str:
+    """Run a cell and say, as JSON, its ``folder`` or the sentence of its ``error``."""
+    try:
+        return json.dumps({"folder": run_cell(cell_json, out)})
+    except NeuroLensError as error:
+        return json.dumps({"error": str(error)})
+
+
+def _local(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> Iterator[str]:
+    if options:
+        raise NeuroLensError(
+            f"executor='local' takes no options, and {', '.join(options)} was given; "
+            "workers= is the number of its processes"
+        )
+    if workers <= 1 or len(jobs) <= 1:
+        yield from (run_cell(job, out) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run_cell, jobs, [out] * len(jobs))
+
+
+def _ray(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> Iterator[str]:
+    ray = _extra("ray", "ray")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=max(1, workers), include_dashboard=False, log_to_driver=False)
+    try:
+        remote = ray.remote(outcome)
+        task = remote.options(**options) if options else remote
+        running = [task.remote(job, str(Path(out).resolve())) for job in jobs]
+        yield from _settled(partial(ray.get, reference) for reference in running)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _slurm(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> Iterator[str]:
+    """Submit ``workers`` jobs, each of which takes its share of the cells one after another.
+
+    A job is ``python -m neuro_lens.base.worker OUT FILE``, with a line of JSON a cell in the file.
+    """
+    submitit = _extra("submitit", "slurm")
+    folder = Path(out).resolve() / "slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = _slurm_executor(submitit, folder, options)
+    shares = [jobs[first :: max(1, workers)] for first in range(min(max(1, workers), len(jobs)))]
+    files = [_write_share(folder, share) for share in shares]
+    command = [sys.executable, "-m", "neuro_lens.base.worker", str(folder.parent)]
+    with executor.batch():
+        running = [
+            executor.submit(submitit.helpers.CommandFunction([*command, str(file)], verbose=False))
+            for file in files
+        ]
+    said: dict[str, str] = {}
+    for job, share, file in zip(running, shares, files, strict=True):
+        job.result()
+        said.update(zip(share, file.with_suffix(".done").read_text().splitlines(), strict=True))
+    yield from _settled(partial(said.__getitem__, job) for job in jobs)
+
+
+EXECUTORS = {"local": _local, "ray": _ray, "slurm": _slurm}
+
+
+def _slurm_executor(submitit: Any, folder: Path, options: dict[str, Any]) -> Any:
+    parameters = {"name": "neuro-lens", **options}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=parameters.pop("cluster", "slurm"))
+    except RuntimeError as error:
+        raise NeuroLensError(
+            f"executor='slurm' cannot submit jobs here ({error}); run it where sbatch is, or take "
+            "executor='local'"
+        ) from None
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def _settled(waiting: Iterable[Callable[[], str]]) -> Iterator[str]:
+    """Yield the folders of all that went well, and then raise the first error."""
+    failed: list[BaseException] = []
+    for wait in list(waiting):
+        try:
+            said = json.loads(wait())
+            if "error" in said:
+                raise NeuroLensError(said["error"])
+        except Exception as error:
+            failed.append(error)
+        else:
+            yield said["folder"]
+    if failed:
+        raise failed[0]
+
+
+def _write_share(folder: Path, share: list[str]) -> Path:
+    path = folder / f"cells-{hash_json(share)}.jsonl"
+    path.write_text("".join(f"{job}\n" for job in share))
+    return path
+
+
+def _extra(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise NeuroLensError(
+            f"executor={extra!r} needs the package {module}; "
+            f"install it with pip install 'neuro-lens[{extra}]'"
+        ) from None
