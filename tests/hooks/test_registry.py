@@ -85,6 +85,55 @@ def test_an_adapter_that_cannot_be_loaded_is_left_out_with_a_warning(monkeypatch
     hook_model(Mine())
 
 
+METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+THEIRS = """
+from neuro_lens.hooks import Out, register_decoder
+
+register_decoder(
+    matches=lambda decoder: type(decoder).__name__ == "Theirs",
+    taps=[Out("blocks.{l}.hook_out", "layers.{l}", axis="time")],
+)
+"""
+USE = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+from torch import nn
+from neuro_lens.hooks import hook_model
+
+class Theirs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    hooked = hook_model(Theirs())
+    hook_model(Theirs())
+assert list(hooked.hook_dict) == ["blocks.0.hook_out", "blocks.1.hook_out"], hooked.hook_dict
+said = [str(w.message) for w in caught if "adapter" in str(w.message)]
+assert len(said) == 1, said
+assert "adapter 'broken' (broken_adapter) cannot be loaded and is left out" in said[0], said
+assert "no_such_decoder_package" in said[0], said
+"""
+
+
+def distribution(folder, name, module, code):
+    """Write an installed distribution with one adapter, as pip install --target leaves it."""
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA.format(name=name))
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {module}\n")
+
+
+def test_an_installed_package_brings_its_adapter_and_a_broken_one_is_left_out(tmp_path):
+    distribution(tmp_path, "theirs", "theirs_adapter", THEIRS)
+    distribution(tmp_path, "broken", "broken_adapter", "import no_such_decoder_package\n")
+    command = [sys.executable, "-c", USE, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 CHECK = """
 import sys
 from importlib.metadata import entry_points
