@@ -15,7 +15,9 @@ Sums keep their TransformerLens names wherever the normalisation sits. ``hook_re
 goes on: the MLP reads, and the second sum starts from, ``hook_normalized_resid_mid``;
 ``hook_resid_post`` is that plus ``hook_mlp_out``, and ``hook_normalized_resid_post``, its
 normalised value, is the next block's ``hook_resid_pre``. A decoder layer has
-``hook_cross_attn_out`` and ``hook_resid_mid_cross`` between the two.
+``hook_cross_attn_out`` and ``hook_resid_mid_cross`` between the two. In a pre-norm layer, and in a
+subclass whose own forward does not say which it is, the norms give ``ln1.hook_out`` and its
+siblings. Sums that a subclass adds (STNDT) have no hook point.
 
 A call with hooks takes PyTorch's slow path, so reading leaves outputs bit-identical to the
 decoder's with ``torch.backends.mha.set_fastpath_enabled(False)``. The fast path gives the same at
@@ -291,9 +293,11 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 def _norm_name(name: str, i: int, total: str, layer: Any) -> str:
-    """Name what a layer's norm gives: of its input in a pre-norm layer, of the sum in another."""
-    config = getattr(layer, "config", None)
-    pre_norm = getattr(config, "PRE_NORM", layer.norm_first)  # NDT1 keeps it in its config
+    """Name what a layer's norm gives after where it sits, as far as the layer says."""
+    forward = type(layer).forward
+    pytorchs = forward in [kind.forward for kind in _LAYERS] or "super" in forward.__code__.co_names
+    config = getattr(layer, "config", None)  # NDT1's says it
+    pre_norm = getattr(config, "PRE_NORM", layer.norm_first or not pytorchs)
     return f"{name}.ln{i}.hook_out" if pre_norm else f"{name}.hook_normalized_{total}"
 
 

@@ -348,7 +348,9 @@ def binned(layout):
 def whole_transformer(layout):
     first = layout["batch_first"]
     inputs = {"src": stream(first), "tgt": stream(first, 4), "src_key_padding_mask": padded()}
-    return nn.Transformer(D, HEADS, 1, 1, 32, **layout), inputs
+    model = nn.Transformer(D, HEADS, 1, 1, 32, **layout)
+    model.encoder.use_nested_tensor = False
+    return model, inputs
 
 
 def ndt1(pre_norm):

@@ -1,5 +1,8 @@
 """PyTorch's layers, and blocks built like them: the contract, and forwards written by hand."""
 
+import threading
+import warnings
+
 import pytest
 import torch
 from neuro_lens.adapters.pytorch import has_blocks
@@ -192,6 +195,30 @@ def test_a_block_whose_stream_changes_before_attention_has_no_resid_pre():
     assert "temporal_transformer.blocks.0.hook_in" in names
 
 
+class AlwaysPreNorm(nn.TransformerEncoderLayer):
+    def forward(self, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
+        x = self.norm1(src)
+        src = src + self.dropout1(self.self_attn(x, x, x)[0])
+        x = self.linear2(self.dropout(self.activation(self.linear1(self.norm2(src)))))
+        return src + self.dropout2(x)
+
+
+class Doubling(nn.TransformerEncoderLayer):
+    def forward(self, src, *args, **kwargs):
+        return super().forward(2 * src, *args, **kwargs)
+
+
+def test_norms_are_named_after_where_they_sit_as_far_as_a_subclass_says():
+    for kind, names in (
+        (AlwaysPreNorm, {"ln1.hook_out", "ln2.hook_out"}),
+        (Doubling, {"hook_normalized_resid_mid", "hook_normalized_resid_post"}),
+    ):
+        hooked = hook_model(small.layer(kind))
+        found = {s.name.removeprefix("blocks.0.") for s in hooked.sites.values()}
+        assert {n for n in found if "norm" in n or "ln" in n} == names
+    assert check_adapter(small.layer(AlwaysPreNorm), (stream(),))["fired"].all()
+
+
 def rows(hooked, name, **inputs):
     _, cache = hooked.run_with_cache(**inputs, names_filter=name)
     return hooked.vectors(name, cache[name], inputs)
@@ -258,6 +285,48 @@ def test_only_live_calls_leave_the_fast_path(fused):
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
     assert cache["blocks.0.hook_resid_pre"].shape == (N, T, D)
+
+
+def test_a_bare_call_in_another_thread_is_untouched(fused):
+    hooked, x, found = hook_model(fused), stream(), []
+    with torch.no_grad():
+        own = fused(x)
+
+    def bare():
+        with torch.no_grad():
+            found.append(fused(x))
+
+    def edit(value, hook):
+        thread = threading.Thread(target=bare)
+        thread.start()
+        thread.join()
+        return value * 0
+
+    names = [n for n in hooked.hook_dict if n.startswith("blocks.1.")]
+    with torch.no_grad():
+        edited = hooked.run_with_hooks(x, fwd_hooks=[(n, edit) for n in names])
+    assert not torch.allclose(edited, own, atol=1e-2)
+    assert len(found) == len(names)
+    for output in found:
+        torch.testing.assert_close(output, own, atol=1e-5, rtol=1e-5)
+
+
+def test_many_edits_run_in_one_vmap():
+    model, x = small.encoder(batch_first=False).eval(), stream(batch_first=False)
+    hooked = hook_model(model)
+    scales = torch.tensor([0.0, 0.5, 2.0])
+    for role in ("q", "k", "v", "pattern", "z"):
+        name = f"blocks.0.attn.hook_{role}"
+
+        def scaled(scale, name=name):
+            hook = (name, lambda value, hook: value * scale)
+            return hooked.run_with_hooks(x, fwd_hooks=[hook])
+
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            together = torch.vmap(scaled)(scales)
+            alone = torch.stack([scaled(scale) for scale in scales])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_fast_path_is_back_after_an_exception_and_stays_off_until_the_last_call(fused):
