@@ -287,14 +287,15 @@ def copying(s: Subject, mode: str) -> None:
 def sharing(s: Subject, mode: str) -> None:
     """Hold two HookedDecoders of one decoder not to see each other's hooks."""
     bare, other, found = s.bare(), s.on(s.decoder), []
+    last = [n for n in s.values if n in s.exact][-1]
+
+    def second(x: Tensor, hook: Any) -> None:
+        found.append(other.cached(s.exact)[0])
+
     for name in s.one_of_each:
-
-        def outer(x: Tensor, hook: Any, name: str = name) -> Tensor:
-            found.append(other.cached(s.exact)[0])
-            return half(x, hook)
-
-        if not same(s.edited(name, outer), s.edited(name, half)):
-            s.says(f"a second HookedDecoder called in a hook at {name!r} changes what it does")
+        hooks = [(name, half), (name, second), (last, second)]
+        if not same(s.call(s.hooked.run_with_hooks, fwd_hooks=hooks), s.edited(name, half)):
+            s.says(f"a second HookedDecoder called in a hook changes what is written at {name!r}")
     if not all(same(f, bare) for f in found):
         s.says("a second HookedDecoder of the decoder sees the first one's hooks")
 

@@ -219,6 +219,12 @@ def test_reading_that_a_checkpoint_cannot_repeat_is_named():
     assert found.startswith("reading hook points in a checkpointed block fails")
 
 
+def test_gradients_that_a_checkpoint_changes_are_named():
+    """Sums keep no tensors for backward, so the checkpoint notices nothing."""
+    found = broken_by(in_block(Notices(lambda x: x + x - x.detach())))
+    assert "reading hook points in a checkpointed block changes the gradients" in found
+
+
 def test_something_left_on_a_module_is_named():
     decoder = Notices(lambda x: setattr(decoder.attn, "seen", True) or x)
     assert "something is left on 'attn' after the calls" in broken_by(hooked(GOOD, decoder))
@@ -288,6 +294,17 @@ def test_scores_and_pattern_have_their_axes(tap, said):
     else:
         with pytest.raises(NeuroLensError, match=said):
             check_adapter(decoder, INPUTS)
+
+
+def test_scores_and_pattern_that_change_outputs_are_named():
+    class NoticesModes(Heads):
+        def forward(self, x, context):
+            return super().forward(x, context) + torch.overrides._len_torch_function_stack()
+
+    decoder = Attends()
+    decoder.attn = NoticesModes()
+    found = broken_by(hook_model(decoder, [Attention("a", "attn", "query", "key")]))
+    assert "reading scores and pattern changes the output by over 1e-3" in found
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
@@ -441,25 +458,28 @@ def test_state_that_a_second_hooked_decoder_overwrites_is_named():
             y = self.mlp(x)
             return self.held + y
 
-    with torch.no_grad():
-        decoder = Holds()
-        decoder(X)
-    taps = [Out("m", "mlp", axis="time"), Out("a", "attn", axis="time")]
-
-    class Second(HookedDecoder):
-        """Edits at one point while the other decodes."""
-
-        def _live_call(self, args, kwargs, **run):
-            out = super()._live_call(args, kwargs, **run)
-            decoder.held = decoder.held.detach() + 1
-            return out
-
-    found = broken_by(of(Second, hooked(taps, decoder)))
-    assert any("a second HookedDecoder called in a hook at" in s for s in found)
+    taps = [Out("a", "attn", axis="time"), Out("m", "mlp", axis="time")]
+    assert broken_by(hooked(taps, Holds())) == [
+        "a second HookedDecoder called in a hook changes what is written at 'a'"
+    ]
 
 
 def of(kind, hooked):
     return kind(hooked.decoder, hooked.sites, hooked.tasks, hooked.masks, hooked.timestamps)
+
+
+class Sees(HookedDecoder):
+    """Sees that another is in the middle of a call."""
+
+    inside = 0
+
+    def _live_call(self, args, kwargs, **run):
+        Sees.inside += 1
+        try:
+            output = super()._live_call(args, kwargs, **run)
+        finally:
+            Sees.inside -= 1
+        return (output[0] + 1, output[1]) if Sees.inside else output
 
 
 class NotIdle(HookedDecoder):
@@ -529,6 +549,7 @@ class Shares(Small):
     ("kind", "said"),
     [
         (NotIdle, "an idle call differs from the decoder's own in eval mode"),
+        (Sees, "a second HookedDecoder of the decoder sees the first one's hooks"),
         (Doubles, "backward hooks change the gradients"),
         (NeverCompiled, "an idle call does not run what was compiled"),
         (Unpicklable, "pickling in eval mode: TypeError cannot be pickled"),
@@ -549,6 +570,7 @@ def test_a_change_in_a_checkpointed_block_that_does_not_raise_is_named():
 def test_a_live_call_that_stays_compiled_is_named():
     found = broken_by(of(StaysCompiled, hooked(GOOD)))
     assert "a live call with a compiled module is not the eager one" in found
+    assert "reading hook points with a compiled module changes the output" in found
 
 
 def test_a_copy_that_shares_the_decoder_is_named():

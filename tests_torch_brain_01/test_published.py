@@ -30,6 +30,7 @@ def module_at(path):
 
 
 ours = module_at(HERE / "ours.py")
+written = module_at(HERE.parent / "tests/hooks/conftest.py")
 examples = module_at(HERE.parent / "tests/adapters/examples_torch_brain.py")
 
 
@@ -72,6 +73,35 @@ def test_the_contract_holds(build):
     decoder, inputs = build()
     table = check_adapter(decoder, inputs).set_index("name")
     assert list(table.index[~table["fired"]]) == ["readout.frame"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("build", [poyo_plus, calcium_poyo_plus])
+def test_every_hook_reads_and_writes_as_in_a_forward_written_by_hand(build, training):
+    torch.manual_seed(0)
+    decoder, inputs = build()
+    hooked = hook_model(decoder.train(training))
+    loose = ("attn_scores", "pattern", "readout.frame")
+    names = [n for n in hooked.hook_dict if not n.endswith(loose)]
+
+    def truth(at):
+        torch.manual_seed(7)
+        return written.by_hand(decoder, inputs, at)
+
+    def edit(x, hook=None):
+        return x * 1.5 + 0.1
+
+    held = {}
+    bare = truth(lambda name, x: held.setdefault(name, x))
+    torch.manual_seed(7)
+    output, cache = hooked.run_with_cache(**inputs, names_filter=names)
+    assert written.same(output, bare)
+    assert set(held) == set(names)
+    assert [n for n in names if not torch.equal(held[n], cache[n])] == []
+    for name in names:
+        torch.manual_seed(7)
+        output = hooked.run_with_hooks(**inputs, fwd_hooks=[(name, edit)])
+        assert written.same(output, truth(lambda n, x, name=name: edit(x) if n == name else x))
 
 
 @pytest.mark.parametrize("build", [poyo_plus, calcium_poyo_plus])

@@ -4,7 +4,7 @@
 function that gives a decoder and its inputs.
 """
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,8 @@ from neuro_lens.testing import check_adapter
 
 def families():
     for path in sorted(Path(__file__).parent.glob("examples_*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield path.stem.removeprefix("examples_"), module.EXAMPLES
+        examples = import_module(f".{path.stem}", __package__).EXAMPLES
+        yield path.stem.removeprefix("examples_"), examples
 
 
 CASES = [
@@ -30,6 +28,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 @pytest.mark.parametrize(("family", "build"), CASES)
 def test_the_contract_holds(family, build):
     torch.manual_seed(0)

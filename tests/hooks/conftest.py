@@ -83,13 +83,13 @@ def build_inputs(kind):
 
 
 def by_hand(m, inputs, at, eager=None):
-    """Run a POYO or CalciumPOYOPlus with ``at(name, x)`` at every hook point.
+    """Run a POYO, POYOPlus or CalciumPOYOPlus with ``at(name, x)`` at every hook point.
 
     ``eager`` names the one attention whose scores and pattern are written out.
     """
     plus = hasattr(m, "task_emb")
     unit = at("hook_unit_embed", m.unit_emb(inputs["input_unit_index"]))
-    if plus:
+    if hasattr(m, "input_value_map"):
         value = at("hook_value_embed", m.input_value_map(inputs["input_values"]))
         tokens = torch.cat((value, unit), dim=-1)
     else:
