@@ -199,18 +199,18 @@ def _block(name: str, path: str, block: nn.Module, axis: str, memory: str) -> li
     ]
 
 
-def _projections(name: str, path: str, attention: nn.Module, axis: str) -> list[Any]:
+def _projections(name: str, path: str, attention: Any, axis: str) -> list[Any]:
     """Give q, k, v at their Linears, and z as the output projection is given it."""
     heads = _n_heads(attention) or 1
     inputs, output = _linears(attention)
     z = In(f"{name}.hook_z", f"{path}.{output}", heads=heads, axis=axis)
     if len(inputs) == 1:
-        whole = {"module": f"{path}.{inputs[0]}", "heads": heads, "axis": axis}
+        whole: dict[str, Any] = {"module": f"{path}.{inputs[0]}", "heads": heads, "axis": axis}
         return [Out(f"{name}.hook_{n}", part=(i, 3), **whole) for i, n in enumerate("qkv")] + [z]
-    d_head = attention.get_submodule(inputs[0]).out_features // heads  # type: ignore[operator]
+    d_head = attention.get_submodule(inputs[0]).out_features // heads
     taps = []
     for letter, linear in zip("qkv", inputs, strict=True):
-        own = attention.get_submodule(linear).out_features // d_head  # type: ignore[operator]
+        own = attention.get_submodule(linear).out_features // d_head
         taps.append(Out(f"{name}.hook_{letter}", f"{path}.{linear}", heads=own, axis=axis))
     return [*taps, z]
 
