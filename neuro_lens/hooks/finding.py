@@ -133,7 +133,7 @@ def stream_options(s: Sum, recording: Recording) -> list[Point]:
     """Return where the sum's stream may be read and written before its branch leaves it."""
     once = [calls[0] for path, calls in recording.calls.items() if path and len(calls) == 1]
     around = [c for c in once if c.start <= s.node.index < c.stop]
-    around.sort(key=lambda c: (s.begins, c.start - c.stop))
+    around.sort(key=lambda c: c.stop - c.start)
     inside = [Point("in", c.path, arg or None) for c in around for arg in _places(c, s, recording)]
     makers = [
         Point("out", c.path, arg)

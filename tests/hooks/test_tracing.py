@@ -163,11 +163,69 @@ def test_attention_comes_with_its_queries_keys_values_and_z():
     torch.testing.assert_close(z.transpose(1, 2), cache["blocks.1.attn.hook_z"])
 
 
-def test_multihead_attention_is_found():
-    layer = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)
-    taps = trace(nn.Sequential(nn.Linear(4, D), layer), SPIKES)
-    kinds = {type(t) for t in taps}
-    assert {Attention, Residual} <= kinds
+class PositionsFirst(nn.Module):
+    """PyTorch's own layers, as they come: post-norm, positions before windows."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(D, 2, 16)
+        self.embed, self.encoder = nn.Linear(4, D), nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        return self.encoder(self.embed(x).transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+def test_pytorchs_layers_are_found_whichever_way_windows_lie():
+    decoder = PositionsFirst()
+    taps = trace(decoder, SPIKES)
+    assert residuals(taps) == {
+        (
+            "blocks.{l}.hook_attn_out",
+            "blocks.{l}.hook_resid_mid",
+            "encoder.layers.{l}.self_attn",
+        ),
+        ("blocks.{l}.hook_mlp_out", "blocks.{l}.hook_resid_post", "encoder.layers.{l}.linear2"),
+    }
+    where = {"axis": "position", "batch_first": False}
+    assert In("blocks.{l}.hook_resid_pre", "encoder.layers.{l}", **where) in taps
+    table = check_adapter(hook_model(decoder, taps), SPIKES).set_index("name")
+    assert table["fired"].all()
+    assert table.loc["blocks.1.hook_resid_mid", "shape"] == (N_WINDOWS, N_POSITIONS, D)
+    assert "blocks.0.attn.hook_pattern" in table.index
+
+
+class Images(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        x = x.unsqueeze(1)
+        return x + self.f(x)
+
+
+class Folded(nn.Module):
+    """Puts windows and positions into one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x.flatten(0, 1)
+        return x + self.f(x)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "shape"), [(Images(), r"(3, 1, 5, 4)"), (Folded(), r"(15, 4)")]
+)
+def test_a_sum_whose_windows_and_positions_cannot_be_told_is_left_out(decoder, shape):
+    taps = trace(decoder, SPIKES)
+    assert list(taps) == []
+    (said,) = taps.left_out
+    assert f"has shape {shape}; a tap tells (window, position, d)" in said
+    assert said.endswith("the example has 3 windows")
 
 
 @pytest.mark.parametrize(
