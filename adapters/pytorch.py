@@ -95,9 +95,8 @@ def pytorch_taps(decoder: nn.Module) -> list[Any]:
     taps: list[Any] = []
     for stack in _stacks(decoder):
         for number, (path, block) in stack.blocks.items():
-            name, rows = f"{stack.prefix}blocks.{number}", _block
-            if isinstance(block, _LAYERS):
-                rows = _layer
+            name = f"{stack.prefix}blocks.{number}"
+            rows: Any = _layer if isinstance(block, _LAYERS) else _block
             taps += rows(name, path, block, stack.axis, f"{stack.prefix}memory")
     for path, module in _lone_attention(decoder).items():
         prefix = f"{path}." if path else ""
