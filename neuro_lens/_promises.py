@@ -245,10 +245,11 @@ def compilation(s: Subject, mode: str) -> None:
     name, module = _smallest_tapped(other)
     with _fresh_compiler():
         _compile(module, backend)
-        if _tried(lambda: other.call(other.decoder)) is _FAILED or not compiled_calls:
+        if _tried(other.bare) is _FAILED or not compiled_calls:
             return
         compiled_calls.clear()
-        other.call(other.hooked)
+        with slow_path():
+            other.call(other.hooked)
         if not compiled_calls:
             s.says("an idle call does not run what was compiled")
         compiled_calls.clear()
