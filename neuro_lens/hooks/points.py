@@ -12,11 +12,16 @@ from ..base import NeuroLensError
 from .run import refuse_other
 
 
+_BLANK = vars(HookPoint())
+_OWN = [attribute for attribute, value in _BLANK.items() if isinstance(value, dict | list | set)]
+
+
 class Point(HookPoint):
     """A `HookPoint` that enters itself into ``live`` while it holds hooks.
 
     Attributes
     ----------
+    name : str
     live : dict of str to Point
         Shared by the points of one HookedDecoder: those that hold hooks.
     named : list
@@ -24,11 +29,14 @@ class Point(HookPoint):
         in which the point does not fire is an error.
     """
 
+    live: dict[str, Point]
+    named: list[Any]
+
     def __init__(self, name: str, live: dict[str, Point]) -> None:
-        super().__init__()
-        self.name = name
-        self.live = live
-        self.named: list[Any] = []
+        held = vars(self)  # nn.Module's own way of setting attributes is slow
+        held.update(_BLANK)
+        held.update({attribute: _BLANK[attribute].copy() for attribute in _OWN})
+        held.update(name=name, live=live, named=[])
 
     def add_hook(
         self,
