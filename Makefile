@@ -47,8 +47,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[poyo]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# torchaudio stays out of the environment: its wheel needs CUDA, and transformers would import it
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-braindecode.txt
 	$(PIP) --editable '.[poyo,dev]'
+	$(PIP) --no-deps --requirement requirements-braindecode.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/torchaudio torchaudio
 	@touch $@
 
 # torch_brain 0.1.2 in front of everything that the main environment has
