@@ -27,11 +27,11 @@ def main(rounds: int = 400) -> None:
     """Print a ratio for each size of decoder and way of calling; "bare again" shows the noise."""
     torch.set_num_threads(1)
     small = _decoder(dim=32, units=30, depth=2)
-    _report("2 ms", _small_calls(*small), rounds)
+    _report("small", _small_calls(*small), rounds)
     if importlib.util.find_spec("nnsight") is None:
         print("  nnsight is not installed here, so it was not timed")
-    large = _decoder(dim=256, units=200, depth=8, latents=32)
-    _report("550 ms", _large_calls(*large), max(rounds // 40, 5))
+    large = _decoder(dim=256, units=200, depth=14, latents=32)
+    _report("large", _large_calls(*large), max(rounds // 40, 5))
     decoder, _ = _decoder(dim=144, units=100, depth=24, dim_head=64, heads=8)
     size = sum(p.numel() for p in decoder.parameters()) / 1e6
     times = [_time(lambda: hook_model(decoder)) for _ in range(20)]
@@ -169,7 +169,7 @@ def _report(label: str, calls: Calls, rounds: int) -> None:
             for name, call in order:
                 times[name].append(_time(call))
     bare = times.pop("bare")
-    print(f"{label} forward: bare {1e3 * median(bare):.2f} ms, {rounds} rounds")
+    print(f"{label} decoder: bare forward {1e3 * median(bare):.2f} ms, {rounds} rounds")
     for name, taken in times.items():
         low, middle, high = quantiles([t / b for t, b in zip(taken, bare, strict=True)], n=4)
         print(f"  {name}: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")

@@ -11,7 +11,6 @@ from transformer_lens.hook_points import HookPoint
 from ..base import NeuroLensError
 from .run import refuse_other
 
-
 _BLANK = vars(HookPoint())
 _OWN = [attribute for attribute, value in _BLANK.items() if isinstance(value, dict | list | set)]
 
