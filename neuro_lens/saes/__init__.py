@@ -3,7 +3,7 @@
 from .evaluate import evaluate_sae
 from .files import load_sae
 from .linear import random_sae, raw_dimensions, signed_pcs
-from .train import train_sae
+from .train import train_bank, train_sae
 
 __all__ = [
     "evaluate_sae",
@@ -11,5 +11,6 @@ __all__ = [
     "random_sae",
     "raw_dimensions",
     "signed_pcs",
+    "train_bank",
     "train_sae",
 ]

@@ -1,21 +1,44 @@
-"""The training loop: Adam over a sae-lens training SAE, made to work in short runs."""
+"""The training loop: Adam over many sae-lens training SAEs that read the same vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sae_lens import TrainingSAE
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 
 from neuro_lens.base import NeuroLensError, progress
 
+from .architectures import build
+from .calibrate import match_l0, threshold_for
+from .feeds import Feed, draw
+from .gradients import learner
+from .health import explained_variance
+from .revival import revive, start_from_data
+
 FIRST_COEFFICIENT = {"l1": 1.0, "l0": 0.1}
 STEERING = 0.02
 WARM_UP, DECAY = 0.05, 0.3
-MIXED_SHARE, MIXED_MOST = 0.5, 0.5
 REVIVALS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+RECORDS = 20
+VALIDATION_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Member:
+    """What tells one SAE of a bank from the others."""
+
+    d_sae: int
+    k: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the SAE's folder."""
+        return f"d{self.d_sae}_k{self.k:g}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -40,143 +63,199 @@ class Schedule:
         """Return whether dead features are given new directions before this step."""
         return step in {round(share * self.steps) for share in REVIVALS}
 
-
-def start_from_data(sae: TrainingSAE, acts: Tensor) -> None:
-    """Put ``b_dec`` at the mean and point every feature at a random vector (a fresh direction).
-
-    Starting on data leaves few features dead, which matters where a run is short.
-    """
-    with torch.no_grad():
-        mean = acts.mean(0)
-        sae.b_dec.copy_(mean)
-        picked = acts[torch.randint(len(acts), (sae.cfg.d_sae,))] - mean
-        W_dec = _unit(_unit(picked) + 0.3 * _unit(torch.randn_like(picked)))
-        sae.W_dec.copy_(W_dec)
-        sae.W_enc.copy_(W_dec.T)
+    def records_at(self, step: int) -> bool:
+        """Return whether the history gets rows after this step."""
+        return step + 1 == self.steps or step % max(1, self.steps // RECORDS) == 0
 
 
-def fit(sae: TrainingSAE, acts: Tensor, k: float, schedule: Schedule) -> None:
-    """Train ``sae`` in place.
+class Training:
+    """SAEs of one architecture in training, together.
+
+    Each has its own draws, weights and gradients: what else is trained beside it changes nothing
+    but rounding.
 
     Parameters
     ----------
-    sae : TrainingSAE
-    acts : Tensor, shape (n, d_in)
-        Scaled to a mean squared distance from their mean of ``d_in``.
-    k : float
-        Features that are to fire per vector, on average.
+    members : sequence of Member
+    architecture : str
+    feed : Feed
     schedule : Schedule
-
-    Raises
-    ------
-    NeuroLensError
-        When the loss stops being finite.
+    metadata : mapping
+        Of all SAEs; to be stored in their configs.
+    device : str
+        Where they are trained.
     """
-    optimiser = torch.optim.Adam(sae.parameters(), lr=schedule.lr, fused=True)
-    steering = _Steering(sae, k)
-    idle = torch.zeros(sae.cfg.d_sae, dtype=torch.long)
-    with progress("training the SAE", schedule.steps) as advance:
-        for step in range(schedule.steps):
-            batch = _draw(acts, schedule.batch_size)
-            dead = idle > schedule.dead_after
-            if schedule.revives_at(step) and dead.any():
-                _revive(sae, optimiser, acts, dead)
-                idle[dead] = 0
-                dead = torch.zeros_like(dead)
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.lr_at(step)
-            result = sae.training_forward_pass(
-                TrainStepInput(
-                    sae_in=batch,
-                    coefficients=steering.coefficients,
-                    dead_neuron_mask=dead,
-                    n_training_steps=step,
-                    is_logging_step=False,
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        architecture: str,
+        feed: Feed,
+        schedule: Schedule,
+        metadata: Mapping[str, Any],
+        device: str = "cpu",
+    ):
+        self.members, self.feed, self.schedule = list(members), feed, schedule
+        self.step, self.history = 0, list[dict[str, Any]]()
+        self.draws = {m.seed: _generator(m.seed) for m in members}
+        self.own = [_generator(m.seed, 1) for m in members]
+        self.saes = [
+            _started(m, architecture, feed, metadata, generator).to(device)
+            for m, generator in zip(members, self.own, strict=True)
+        ]
+        self.learner = learner(self.saes)
+        parameters = [p for sae in self.saes for p in sae.parameters()]
+        self.optimiser = torch.optim.Adam(parameters, lr=schedule.lr, fused=True)
+        self.idle = [torch.zeros(m.d_sae, dtype=torch.long, device=device) for m in members]
+        self.coefficients = [
+            {name: FIRST_COEFFICIENT[name] for name in sae.get_coefficients()} for sae in self.saes
+        ]
+
+    def run(
+        self,
+        validation: Tensor | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
+        after_step: Callable[[Training], None] | None = None,
+    ) -> None:
+        """Train to the last step.
+
+        Parameters
+        ----------
+        validation : Tensor, shape (n, d_in), optional
+            Explained variance in the history is measured on these; by default on vectors of the
+            windows that are held out.
+        log : callable, optional
+            Gets every row of the history.
+        after_step : callable, optional
+
+        Raises
+        ------
+        NeuroLensError
+            When a loss stops being finite.
+        """
+        given = self.feed.held_out if validation is None else validation
+        some = given[:: max(1, len(given) // VALIDATION_ROWS)]
+        checked = (some * self.feed.scale).to(self.idle[0].device)
+        with progress("training SAEs", self.schedule.steps) as advance:
+            advance(self.step)
+            while self.step < self.schedule.steps:
+                losses, l0s = self._one_step()
+                if self.schedule.records_at(self.step):
+                    rows = self._record(losses, l0s, checked)
+                    for row in rows if log else ():
+                        log(row)  # type: ignore[misc]
+                    advance(0, note=_note(rows))
+                self.step += 1
+                advance(1)
+                if after_step is not None:
+                    after_step(self)
+
+    def _one_step(self) -> tuple[list[float], list[float]]:
+        """Move all SAEs by one step; return the loss of each, and how many features fired."""
+        n, device = self.schedule.batch_size, self.idle[0].device
+        drawn = {seed: draw(self.feed, n, g).to(device) for seed, g in self.draws.items()}
+        dead = [self._dead(i) for i in range(len(self.members))]
+        batches = [drawn[m.seed] for m in self.members]
+        outcome = self.learner.step(batches, dead, self.coefficients)
+        losses = outcome.loss.tolist()
+        self._check_finite(losses)
+        for sae in self.saes:
+            nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.lr_at(self.step)
+        self.optimiser.step()
+        self.feed.advance(n)
+        l0s = []
+        for i, n_fired in enumerate(outcome.n_fired):
+            self.idle[i] = torch.where(n_fired > 0, 0, self.idle[i] + 1)
+            l0s.append(float(n_fired.sum()) / n)
+            _steer(self.coefficients[i], l0s[i], self.members[i].k)
+        return losses, l0s
+
+    def _dead(self, i: int) -> Tensor:
+        """Return which features of an SAE are dead, after reviving them where it is time."""
+        dead = self.idle[i] > self.schedule.dead_after
+        if self.schedule.revives_at(self.step) and dead.any():
+            revive(self.saes[i], self.optimiser, self.feed, dead, self.own[i])
+            self.idle[i][dead] = 0
+            return torch.zeros_like(dead)
+        return dead
+
+    def _check_finite(self, losses: Sequence[float]) -> None:
+        for member, loss in zip(self.members, losses, strict=True):
+            if not abs(loss) < float("inf"):
+                raise NeuroLensError(
+                    f"the loss of the SAE {member.name} is {loss} at step {self.step}; give a "
+                    f"lower lr than {self.schedule.lr:g}"
                 )
-            )
-            _descend(sae, optimiser, result.loss, step)
-            fired = result.feature_acts.detach() > 0
-            steering.update(fired)
-            idle = torch.where(fired.any(0), 0, idle + 1)
-            advance(1, note=_note(result) if step % 50 == 0 else None)
+
+    def _record(
+        self, losses: Sequence[float], l0s: Sequence[float], checked: Tensor
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for i, (member, sae) in enumerate(zip(self.members, self.saes, strict=True)):
+            with torch.no_grad():
+                held_out = explained_variance(checked, sae.decode(sae.encode(checked)))
+            row = {
+                "step": self.step,
+                "member": member.name,
+                "lr": self.schedule.lr_at(self.step),
+                "loss": losses[i],
+                "l0": l0s[i],
+                "dead_fraction": float((self.idle[i] > self.schedule.dead_after).double().mean()),
+                "explained_variance": held_out,
+            }
+            rows.append(row)
+        self.history += rows
+        return rows
+
+    @torch.no_grad()
+    def finish(self, i: int) -> TrainingSAE:
+        """Return an SAE of raw activations, its thresholds calibrated on held-out vectors."""
+        sae = self.saes[i].cpu()
+        for parameter in sae.parameters():
+            parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+            parameter.grad = None
+        sae.fold_activation_norm_scaling_factor(self.feed.scale)
+        sae.fold_W_dec_norm()
+        if hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
+            sae.cfg.rescale_acts_by_decoder_norm = False
+        held_out, k = self.feed.held_out, self.members[i].k
+        if hasattr(sae, "topk_threshold"):
+            _, pre_acts = sae.encode_with_hidden_pre(held_out)
+            sae.topk_threshold = torch.tensor(threshold_for(pre_acts, k), dtype=torch.double)
+        else:
+            match_l0(sae, held_out, k)
+        return sae
 
 
-def _draw(acts: Tensor, n: int) -> Tensor:
-    """Return ``n`` random vectors, a share of them moved towards another (mixup).
-
-    A recording gives a few thousand vectors, which a dictionary fits better than new ones;
-    vectors in between close that gap (Zhang et al. 2018).
-    """
-    first, second = acts[torch.randint(len(acts), (2, n))]
-    amount = MIXED_MOST * torch.rand(n, 1) * (torch.rand(n, 1) < MIXED_SHARE)
-    return torch.lerp(first, second, amount)
-
-
-class _Steering:
-    """Moves the sparsity penalty of an SAE that has one until ``k`` features fire per vector."""
-
-    def __init__(self, sae: TrainingSAE, k: float):
-        self.k = k
-        self.coefficients = {name: FIRST_COEFFICIENT[name] for name in sae.get_coefficients()}
-
-    def update(self, fired: Tensor) -> None:
-        if not self.coefficients:
-            return
-        l0 = float(fired.sum()) / len(fired)
-        factor = max(l0, 0.1 * self.k) / self.k
-        for name in self.coefficients:
-            self.coefficients[name] *= min(factor, 4.0) ** STEERING
+def _started(
+    member: Member,
+    architecture: str,
+    feed: Feed,
+    metadata: Mapping[str, Any],
+    generator: torch.Generator,
+) -> TrainingSAE:
+    own = {"seed": member.seed, "architecture": architecture, "k": member.k}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(member.seed)
+        sae = build(architecture, len(feed.mean), member.d_sae, member.k, {**metadata, **own})
+    start_from_data(sae, feed, generator)
+    return sae
 
 
-def _descend(sae: TrainingSAE, optimiser: torch.optim.Adam, loss: Tensor, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise NeuroLensError(
-            f"the loss of the SAE is {loss.item()} at step {step}; give a lower lr than "
-            f"{optimiser.defaults['lr']:g}"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-    optimiser.step()
+def _generator(seed: int, stream: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + (stream << 40))
 
 
-@torch.no_grad()
-def _revive(sae: TrainingSAE, optimiser: torch.optim.Adam, acts: Tensor, dead: Tensor) -> None:
-    """Point dead features at vectors that are badly reconstructed (Bricken et al. 2023).
-
-    A vector is picked with probability proportional to its squared error; the feature's rows
-    start from its residual, the encoder at the mean norm of the living features.
-    """
-    acts = acts[torch.randint(len(acts), (min(len(acts), 4096),))]
-    residual = acts - sae.decode(sae.encode(acts))
-    error = residual.square().sum(-1)
-    picked = torch.multinomial(error + 1e-12, int(dead.sum()), replacement=True)
-    direction = _unit(residual[picked])
-    living = ~dead if (~dead).any() else dead
-    sae.W_enc[:, dead] = (direction * sae.W_enc[:, living].norm(dim=0).mean()).T
-    sae.W_dec[dead] = direction * sae.W_dec[living].norm(dim=1).mean()
-    for name, parameter in sae.named_parameters():
-        if parameter.shape == dead.shape:
-            parameter[dead] = parameter[living].median() if name == "threshold" else 0.0
-        if name != "b_dec":
-            _forget(optimiser, parameter, dead, columns=name == "W_enc")
+def _steer(coefficients: dict[str, float], l0: float, k: float) -> None:
+    """Move a sparsity penalty, where there is one, until ``k`` features fire per vector."""
+    factor = max(l0, 0.1 * k) / k
+    for name in coefficients:
+        coefficients[name] *= min(factor, 4.0) ** STEERING
 
 
-def _forget(
-    optimiser: torch.optim.Adam, parameter: nn.Parameter, dead: Tensor, columns: bool
-) -> None:
-    """Set Adam's moments of the dead features to zero."""
-    for name in ("exp_avg", "exp_avg_sq"):
-        moment = optimiser.state.get(parameter, {}).get(name)
-        if moment is not None:
-            (moment.T if columns else moment)[dead] = 0.0
-
-
-def _note(result: TrainStepOutput) -> str:
-    l0 = (result.feature_acts.detach() > 0).float().sum(-1).mean()
-    unexplained = result.losses["mse_loss"].item() / result.sae_in.shape[-1]
-    return f"unexplained {unexplained:.3f}, L0 {l0:.1f}"
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+    n = len(rows)
+    explained = sum(row["explained_variance"] for row in rows) / n
+    return f"explained {explained:.3f}, L0 {sum(row['l0'] for row in rows) / n:.1f}"

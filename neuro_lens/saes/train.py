@@ -1,34 +1,36 @@
-"""train_sae: a sparse dictionary of a hook point's activations, trained and saved."""
+"""train_sae and train_bank: sparse dictionaries of a hook point's activations, trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+import pandas as pd
 from torch import Tensor
 
-import neuro_lens
 from neuro_lens.activations import ActivationStore
-from neuro_lens.base import NeuroLensError, check_choice, refuse_foreign
+from neuro_lens.base import NeuroLensError, check_choice, refuse_foreign, write_table
 
-from .files import CONFIG, save_trained
-from .source import Source, read_source
+from .files import CONFIG
+from .source import Acts
 
 if TYPE_CHECKING:
-    from sae_lens import SAE, TrainingSAE
+    from sae_lens import SAE
 
-    from .fitting import Schedule
+    from .bank import Bank
+    from .fitting import Member
+    from .logs import Log
+    from .running import Runner
 
 ARCHITECTURES = ("batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka")
-HELD_OUT_SHARE = 0.1
-MIN_VECTORS = 32
+BUFFER = 2**19
+CHECKPOINT_EVERY = 500
 
 
 def train_sae(
-    acts: ActivationStore | Tensor,
+    acts: Acts,
     architecture: str = "batchtopk",
     d_sae: int = 512,
     k: float = 8,
@@ -38,6 +40,7 @@ def train_sae(
     lr: float = 3e-3,
     seed: int = 0,
     out: str | Path | None = None,
+    **options: Any,
 ) -> SAE:
     """Train a sparse autoencoder on activations and return it in its inference form.
 
@@ -50,7 +53,7 @@ def train_sae(
 
     Parameters
     ----------
-    acts : ActivationStore or Tensor, shape (n, d_in)
+    acts : ActivationStore, Tensor of shape (n, d_in), or iterable of these vectors in chunks
         Of a store with splits only the ``fit`` vectors are used.
     architecture : str
         ``batchtopk``, ``topk``, ``standard``, ``jumprelu``, ``gated`` or ``matryoshka``.
@@ -63,10 +66,13 @@ def train_sae(
     lr : float
         Peak learning rate of Adam, after warm-up and before decay.
     seed : int
-        Determines weights, order and held-out vectors: one seed gives one SAE on one machine.
+        Determines weights and order: one seed gives one SAE on one machine.
     out : path, optional
         Folder to save the SAE in, as ``sae_lens.SAE.load_from_disk`` and :func:`load_sae` read
         it.
+    **options
+        ``validation``, ``checkpoint``, ``checkpoint_every``, ``log``, ``device`` and ``buffer``
+        of :func:`train_bank`.
 
     Returns
     -------
@@ -80,96 +86,137 @@ def train_sae(
         For an unknown architecture, an impossible size, activations that are not finite or all
         the same, a store without fit vectors, or a training that diverges.
     """
-    check_choice("architecture", architecture, ARCHITECTURES)
     if out is not None:
         refuse_foreign(out, CONFIG, "SAE")
-    source = read_source(acts)
-    _check(source, architecture, d_sae, k, steps, batch_size, lr, seed)
-    from .fitting import Schedule
-
-    # numpy's numbers are none of JSON's
-    d_sae, steps, batch_size, seed = int(d_sae), int(steps), int(batch_size), int(seed)
-    k = int(k) if k == int(k) else float(k)
-    schedule = Schedule(steps, batch_size, float(lr))
-    metadata = {
-        **source.origin,
-        "seed": seed,
-        "architecture": architecture,
-        "k": k,
-        "neuro_lens_version": neuro_lens.__version__,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": schedule.lr,
-    }
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        trained = _train(source, architecture, d_sae, k, schedule, metadata)
-    return save_trained(trained, out)
+    runner = _runner(architecture, steps, batch_size, lr, **options)
+    return runner.train(acts, [_member(architecture, d_sae, k, seed)], lambda member: out)[0][0]
 
 
-def _train(
-    source: Source,
-    architecture: str,
-    d_sae: int,
-    k: float,
-    schedule: Schedule,
-    metadata: dict[str, Any],
-) -> TrainingSAE:
-    """Fit on scaled activations, then make the SAE one of raw activations."""
-    from .architectures import build
-    from .fitting import fit, start_from_data
+def train_bank(
+    acts: Acts | Mapping[str, Acts],
+    architecture: str = "batchtopk",
+    d_sae: int | Sequence[int] = 512,
+    k: float | Sequence[float] = 8,
+    seeds: int | Sequence[int] = 0,
+    *,
+    steps: int = 2000,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    out: str | Path | None = None,
+    validation: ActivationStore | Tensor | Mapping[str, ActivationStore | Tensor] | None = None,
+    **options: Any,
+) -> Bank:
+    """Train an SAE for every width, ``k`` and seed together, from one pass over the activations.
 
-    acts, held_out = source.hold_out(HELD_OUT_SHARE, metadata["seed"])
-    scale = _scale(acts)
-    sae = build(architecture, acts.shape[1], d_sae, k, metadata)
-    start_from_data(sae, acts * scale)
-    fit(sae, acts * scale, k, schedule)
-    with torch.no_grad():
-        sae.fold_activation_norm_scaling_factor(scale)
-        sae.fold_W_dec_norm()
-        if hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
-            sae.cfg.rescale_acts_by_decoder_norm = False
-        _calibrate(sae, held_out, k)
-    return sae
+    Each is the one that :func:`train_sae` gives, up to rounding. topk, batchtopk and matryoshka
+    SAEs are computed side by side; the others one after another in each step.
 
+    Parameters
+    ----------
+    acts : as for train_sae, or mapping of str to these
+        A mapping, such as `harvest` gives for several hooks, trains all SAEs on each.
+    architecture : str
+        As for :func:`train_sae`.
+    d_sae, k, seeds : number or sequence of numbers
+        Every combination is trained.
+    steps, batch_size, lr
+        As for :func:`train_sae`, of each SAE.
+    out : path, optional
+        Folder that gets an SAE folder each (``d512_k8_seed0``; of several hooks below a folder a
+        hook), and the tables ``bank`` and ``history`` as Parquet and CSV.
+    validation : ActivationStore or Tensor of shape (n, d_in), optional
+        Vectors that are not trained on, such as other recordings', on which the tables measure;
+        by default the windows that are held out for calibration. A mapping where ``acts`` is one.
+    **options
+        - ``checkpoint``: folder to write checkpoints into, every ``checkpoint_every`` (500)
+          steps; the same call goes on from there to the same bits
+        - ``log``: function of a row of the history, ``"tensorboard"`` or ``"wandb"``
+        - ``device``: by default CUDA where there is one
+        - ``buffer``: vectors to keep in memory of a stored store, or an iterable, that holds
+          more; each step replaces as many as it drew
+        - ``memory``: bytes that SAEs in training may take, by default half of what is free; a
+          larger bank is trained in groups, each with a pass of its own
 
-def _scale(acts: Tensor) -> float:
-    """Return the factor that brings the mean squared distance from the mean to ``d_in``."""
-    variance = float((acts - acts.mean(0)).double().square().mean())
-    if variance <= 1e-12 * float(acts.double().square().mean()):
+    Returns
+    -------
+    Bank
+        ``saes``, ``table`` and ``history``.
+
+    Raises
+    ------
+    NeuroLensError
+        As :func:`train_sae` does.
+    """
+    from .bank import Bank
+
+    members = [
+        _member(architecture, width, number, seed)
+        for width in _listed(d_sae)
+        for number in _listed(k)
+        for seed in _listed(seeds)
+    ]
+    if not members or len(set(members)) < len(members):
         raise NeuroLensError(
-            "the activations are all the same, so there is nothing to learn; check the hook, and "
-            "that the decoder is the trained one"
+            f"d_sae, k and seeds give {len(members)} SAEs, {len(set(members))} of them different; "
+            "give each at least one value, and none twice"
         )
-    return variance**-0.5
+    if out is not None:
+        refuse_foreign(out, "bank.parquet", "bank")
+    saes, tables, histories = [], [], []
+    for hook, given in (acts if isinstance(acts, Mapping) else {"": acts}).items():
+        held = validation.get(hook) if isinstance(validation, Mapping) else validation
+        runner = _runner(architecture, steps, batch_size, lr, validation=held, **options)
+        found, table, history = runner.train(given, members, _below(out, hook))
+        saes += found
+        tables.append(table)
+        histories.append(history)
+    bank = Bank(saes, *(pd.concat(parts, ignore_index=True) for parts in (tables, histories)))
+    if out is not None:
+        write_table(bank.history, out, "history")
+        write_table(bank.table, out, "bank")
+    return bank
 
 
-def _calibrate(sae: TrainingSAE, held_out: Tensor, k: float) -> None:
-    """Set thresholds or biases so that ``k`` features fire per held-out vector."""
-    from .calibrate import match_l0, threshold_for
-
-    if hasattr(sae, "topk_threshold"):
-        _, pre_acts = sae.encode_with_hidden_pre(held_out)
-        sae.topk_threshold = torch.tensor(threshold_for(pre_acts, k), dtype=torch.double)
-    else:
-        match_l0(sae, held_out, k)
-
-
-def _check(
-    source: Source,
+def _runner(
     architecture: str,
-    d_sae: int,
-    k: float,
     steps: int,
     batch_size: int,
     lr: float,
-    seed: int,
-) -> None:
-    if not isinstance(seed, Integral) or seed < 0:
-        raise NeuroLensError(f"seed is {seed!r}; it must be a whole number, 0 or more")
-    for name, value in (("d_sae", d_sae), ("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, Integral) or value < 1:
-            raise NeuroLensError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+    *,
+    validation: ActivationStore | Tensor | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    log: Log | str | None = None,
+    device: str | None = None,
+    buffer: int = BUFFER,
+    memory: float | None = None,
+) -> Runner:
+    """Return what trains, its settings checked."""
+    check_choice("architecture", architecture, ARCHITECTURES)
+    whole = {"steps": steps, "batch_size": batch_size, "buffer": buffer}
+    for name, value in {**whole, "checkpoint_every": checkpoint_every}.items():
+        _check_whole(name, value, 1)
+    if not lr > 0:
+        raise NeuroLensError(f"lr is {lr!r}; it must be above 0")
+    from .fitting import Schedule
+    from .running import Runner
+
+    return Runner(
+        architecture,
+        Schedule(int(steps), int(batch_size), float(lr)),  # numpy's numbers are none of JSON's
+        validation=validation,
+        checkpoint=checkpoint,
+        checkpoint_every=int(checkpoint_every),
+        log=log,
+        device=device,
+        buffer=int(buffer),
+        memory=memory,
+    )
+
+
+def _member(architecture: str, d_sae: int, k: float, seed: int) -> Member:
+    _check_whole("seed", seed, 0)
+    _check_whole("d_sae", d_sae, 1)
     if not 1 <= k <= d_sae:
         raise NeuroLensError(
             f"k is {k!r} and d_sae {d_sae}; k, the features that fire per vector, must lie "
@@ -177,11 +224,19 @@ def _check(
         )
     if architecture == "topk" and k != int(k):
         raise NeuroLensError(f"k is {k!r}; topk needs a whole number (batchtopk takes any)")
-    if not lr > 0:
-        raise NeuroLensError(f"lr is {lr!r}; it must be above 0")
-    n_windows = len(np.unique(source.window))
-    if len(source.acts) < MIN_VECTORS or n_windows < 2:
-        raise NeuroLensError(
-            f"{len(source.acts)} vectors of {n_windows} window(s) are too few to train an SAE on; "
-            f"give {MIN_VECTORS} vectors of 2 windows or more, and many times d_sae for a good one"
-        )
+    from .fitting import Member
+
+    return Member(int(d_sae), int(k) if k == int(k) else float(k), int(seed))
+
+
+def _below(out: str | Path | None, hook: str) -> Callable[[Member], Path | None]:
+    return lambda member: None if out is None else Path(out) / hook / member.name
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise NeuroLensError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, Iterable) else [values]

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from neuro_lens.activations import ActivationStore
 from neuro_lens.base import NeuroLensError, hash_module
 from neuro_lens.saes import load_sae, train_sae
+from neuro_lens.saes.feeds import InMemory
+from neuro_lens.saes.fitting import Member, Schedule, Training
 from neuro_lens.saes.health import explained_variance
+from neuro_lens.saes.source import read_source
 from neuro_lens.saes.train import ARCHITECTURES
 
 from .toy import K_TRUE, store_of
@@ -102,17 +105,18 @@ def test_scale_and_offset_of_the_activations_do_not_matter(vectors, new_vectors,
 
 @pytest.mark.parametrize("name", ["batchtopk", "standard", "jumprelu", "gated"])
 def test_dead_features_are_revived_in_a_short_run(vectors, directions, name):
-    from neuro_lens.saes.architectures import build
-    from neuro_lens.saes.fitting import Schedule, fit, start_from_data
-
-    torch.manual_seed(0)
-    acts = vectors - vectors.mean(0)
-    sae = build(name, acts.shape[1], 32, K_TRUE, {})
-    start_from_data(sae, acts)
+    training = Training(
+        [Member(32, K_TRUE, 0)],
+        name,
+        InMemory(read_source(vectors)),
+        Schedule(800, 512, 3e-3),
+        metadata={},
+    )
+    sae, acts = training.saes[0], vectors * training.feed.scale
     with torch.no_grad():
         (sae.b_gate if name == "gated" else sae.b_enc)[4:] = -1e4
     assert (sae.encode(acts) != 0).any(0).sum() <= 4
-    fit(sae, acts, K_TRUE, Schedule(800, 512, 3e-3))
+    training.run()
     assert (sae.encode(acts) != 0).any(0).sum() >= 24
     assert likeness(sae, directions).mean() > 0.9
 

@@ -1,0 +1,278 @@
+"""Where a training draws its vectors from: all of them in memory, or a buffer that streams on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuro_lens.activations import ActivationStore, Chunk
+from neuro_lens.base import NeuroLensError
+
+from .source import Source, check_finite, fit_rows
+
+MIXED_SHARE, MIXED_MOST = 0.5, 0.5
+HELD_OUT_SHARE = 0.1
+HELD_OUT_MOST = 2**14
+MIN_VECTORS = 32
+OPEN_SHARDS = 8
+CHUNK_ROWS = 2**12
+BLOCK_ROWS = 64
+MULTIPLIER = np.uint64(11400714819323198485)  # 2^64 / the golden ratio: hashes by multiplying
+
+Pass = Callable[[int], Iterator[Chunk | Tensor]]
+
+
+class Feed(Protocol):
+    """Gives batches to train on, scaled to a mean squared distance from their mean of ``d_in``.
+
+    Attributes
+    ----------
+    origin : dict
+        Where the vectors come from.
+    held_out : Tensor, shape (n, d_in)
+        Vectors of windows that are never trained on, not scaled.
+    mean : Tensor, shape (d_in,)
+        Scaled.
+    scale : float
+    """
+
+    origin: dict[str, Any]
+    held_out: Tensor
+    mean: Tensor
+    scale: float
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return ``n`` random vectors."""
+        ...
+
+    def advance(self, n: int) -> None:
+        """Say that a step of ``n`` vectors is done."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed training needs to go on where this one stands."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        ...
+
+
+class InMemory:
+    """A feed of vectors that are all in memory."""
+
+    def __init__(self, source: Source):
+        self.origin = source.origin
+        rows, held = source.hold_out(HELD_OUT_SHARE)
+        _check_number(len(source.acts), len(np.unique(source.window)))
+        self._acts, self._rows = source.acts, rows
+        self.held_out = source.acts[held]
+        self.mean, self.scale = _standard(source.acts[rows])
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return ``n`` random vectors."""
+        at = torch.randint(len(self._rows), (n,), generator=generator)
+        return self._acts[self._rows[at]] * self.scale
+
+    def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: all vectors are always there."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Do nothing."""
+
+
+class Streaming:
+    """A feed that holds a buffer of vectors, and after a step replaces as many as were drawn.
+
+    What it holds depends on the vectors alone, not on who draws.
+
+    Parameters
+    ----------
+    passes : callable
+        ``passes(0)`` reads all vectors, ``passes(1)`` again, perhaps in another order; where
+        there is no further pass it yields nothing, and training goes on with the buffer.
+    buffer : int
+        Vectors to hold.
+    origin : dict
+    """
+
+    def __init__(self, passes: Pass, buffer: int, origin: dict[str, Any]):
+        self.origin = origin
+        self._passes = passes
+        self._generator = torch.Generator().manual_seed(0)
+        self._held: list[Tensor] = []
+        self._filling = True
+        self._begin(0)
+        self._buffer = self._read(buffer)
+        self._filling = False
+        self._whole = len(self._buffer) < buffer
+        self.held_out = torch.cat([*self._held, self._buffer[:0]])[:HELD_OUT_MOST]
+        _check_number(len(self._buffer) + len(self.held_out), 1 + (len(self.held_out) > 0))
+        self.mean, self.scale = _standard(self._buffer)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return ``n`` random vectors of those in the buffer."""
+        at = torch.randint(len(self._buffer), (n,), generator=generator)
+        return self._buffer[at] * self.scale
+
+    def advance(self, n: int) -> None:
+        """Replace ``n`` random vectors by the next ones."""
+        if self._whole:
+            return
+        fresh = self._read(min(n, len(self._buffer)))
+        at = torch.randperm(len(self._buffer), generator=self._generator)[: len(fresh)]
+        self._buffer[at] = fresh
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the buffer, and how far the current pass has been read."""
+        return {
+            "buffer": self._buffer,
+            "generator": self._generator.get_state(),
+            "position": torch.tensor([self._number, self._taken]),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state; what the pass had read before is read over."""
+        number, taken = state["position"].tolist()
+        if number != self._number:
+            self._begin(number)
+        while self._taken < taken and len(self._read(min(2**16, taken - self._taken))):
+            pass
+        self._buffer.copy_(state["buffer"])
+        self._generator.set_state(state["generator"])
+
+    def _begin(self, number: int) -> None:
+        self._number, self._taken = number, 0
+        self._parts = self._kept(self._passes(number))
+        self._left: Tensor | None = None
+
+    def _read(self, n: int) -> Tensor:
+        """Return the next ``n`` vectors, or fewer where filling or the last pass ends."""
+        parts: list[Tensor] = []
+        missing = n
+        while missing and (part := self._next_part()) is not None:
+            parts.append(part[:missing])
+            self._left = part[missing:] if len(part) > missing else None
+            self._taken += len(parts[-1])
+            missing -= len(parts[-1])
+        if not parts and self._filling:
+            raise NeuroLensError(
+                "there are no activations to train on: the store or the iterable is empty, or "
+                "holds no fit windows"
+            )
+        return torch.cat(parts) if parts else self._buffer[:0]
+
+    def _next_part(self) -> Tensor | None:
+        part, self._left = self._left, None
+        if part is None:
+            part = next(self._parts, None)
+        if part is None and self._taken and not self._filling:
+            self._begin(self._number + 1)
+            part = next(self._parts, None)
+        return part
+
+    def _kept(self, chunks: Iterable[Chunk | Tensor]) -> Iterator[Tensor]:
+        """Yield vectors to train on, and put aside those of held-out windows."""
+        first = 0
+        for chunk in chunks:
+            acts, window = _fit_part(chunk, first)
+            check_finite(acts, first)
+            first += len(acts)
+            held = torch.from_numpy(_is_held_out(window))
+            if self._filling and sum(map(len, self._held)) < HELD_OUT_MOST:
+                self._held.append(acts[held])
+            if not held.all():
+                yield acts[~held]
+
+
+def draw(feed: Feed, n: int, generator: torch.Generator) -> Tensor:
+    """Return ``n`` random vectors, a share of them moved towards another (mixup).
+
+    A recording gives a few thousand vectors, which a dictionary fits better than new ones;
+    vectors in between close that gap (Zhang et al. 2018).
+    """
+    first, second = feed.sample(2 * n, generator).view(2, n, -1)
+    mixed = torch.rand(n, 1, generator=generator) < MIXED_SHARE
+    amount = MIXED_MOST * torch.rand(n, 1, generator=generator) * mixed
+    return torch.lerp(first, second, amount)
+
+
+def shard_passes(store: ActivationStore) -> Pass:
+    """Return passes over a stored store that read several shards in turn, in a new order each.
+
+    Recordings have shards of their own, so that the buffer mixes them.
+    """
+
+    def read(number: int) -> Iterator[Chunk]:
+        order = np.random.default_rng(number).permutation(len(store.manifest["shards"])).tolist()
+        waiting = [store.chunks(CHUNK_ROWS, [shard]) for shard in reversed(order)]
+        opened: list[Iterator[Chunk]] = []
+        while opened or waiting:
+            while waiting and len(opened) < OPEN_SHARDS:
+                opened.append(waiting.pop())
+            for chunks in list(opened):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    opened.remove(chunks)
+                else:
+                    yield chunk
+
+    return read
+
+
+def iterable_passes(chunks: Iterable[Chunk | Tensor]) -> Pass:
+    """Return passes over any iterable of chunks: one only, if it is an iterator."""
+
+    def read(number: int) -> Iterator[Chunk | Tensor]:
+        if number == 0 or not isinstance(chunks, Iterator):
+            yield from chunks
+
+    return read
+
+
+def _fit_part(chunk: Chunk | Tensor, first: int) -> tuple[Tensor, np.ndarray]:
+    """Return the vectors of a chunk that may be fitted on, and a number per window."""
+    if isinstance(chunk, Tensor):
+        if chunk.ndim != 2 or not chunk.is_floating_point():
+            raise NeuroLensError(
+                f"a chunk of {chunk.dtype} {tuple(chunk.shape)} was given; an SAE is fitted on "
+                "chunks of floating-point vectors, (n, d_in)"
+            )
+        return chunk.detach().cpu().float(), (first + np.arange(len(chunk))) // BLOCK_ROWS
+    rows = fit_rows(chunk.index["split"])
+    window = chunk.index["window"].to_numpy()
+    acts = chunk.acts.detach().cpu().float()
+    return (acts, window) if rows is None else (acts[torch.from_numpy(rows)], window[rows])
+
+
+def _is_held_out(window: np.ndarray) -> np.ndarray:
+    hashed = (window.astype(np.uint64) + np.uint64(1)) * MULTIPLIER >> np.uint64(32)
+    return hashed < np.uint64(HELD_OUT_SHARE * 2**32)
+
+
+def _standard(acts: Tensor) -> tuple[Tensor, float]:
+    """Return the scaled mean, and what brings the mean squared distance from it to ``d_in``."""
+    mean = acts.mean(0)
+    variance = float((acts - mean).double().square().mean())
+    if variance <= 1e-12 * float(acts.double().square().mean()):
+        raise NeuroLensError(
+            "the activations are all the same, so there is nothing to learn; check the hook, and "
+            "that the decoder is the trained one"
+        )
+    return mean * variance**-0.5, variance**-0.5
+
+
+def _check_number(n: int, n_windows: int) -> None:
+    if n < MIN_VECTORS or n_windows < 2:
+        raise NeuroLensError(
+            f"{n} vectors of {n_windows} window(s) are too few to train an SAE on; "
+            f"give {MIN_VECTORS} vectors of 2 windows or more, and many times d_sae for a good one"
+        )
