@@ -123,7 +123,7 @@ def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
     for name in ticket.sums:
         edited = run.fire(name, edited)
     if func in _IN_PLACE and edited is not total:
-        return total.copy_(edited)
+        return _over(total, edited)
     return edited
 
 
@@ -133,7 +133,13 @@ def _fire_branch(run: Run, name: str, branch: Tensor, becomes_sum: bool) -> Tens
         return run.fire(name, branch)
     shown = branch.clone()
     new = run.fire(name, shown)
-    return branch if new is shown else branch.copy_(new)
+    return branch if new is shown else _over(branch, new)
+
+
+def _over(target: Tensor, value: Tensor) -> Tensor:
+    """Write ``value`` over ``target``; a ``vmap``'s many values go on by themselves instead."""
+    batched = torch._C._functorch.is_batchedtensor
+    return value if batched(value) and not batched(target) else target.copy_(value)
 
 
 def _joined(branch: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -224,6 +224,21 @@ def test_a_write_is_what_a_forward_written_by_hand_makes_of_it(build, name, by_h
             assert not torch.allclose(found, output)
 
 
+@pytest.mark.parametrize("point", ["hook_attn_out", "hook_resid_mid", "hook_resid_post"])
+def test_many_writes_at_once_where_the_sum_is_written_over_its_branch(build, point):
+    decoder, inputs = build("EEGConformer")
+    hooked = hook_model(decoder)
+
+    def scaled(factor):
+        hook = (f"blocks.0.{point}", lambda value, hook: value * factor)
+        return hooked.run_with_hooks(**inputs, fwd_hooks=[hook])
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        many = torch.vmap(scaled)(torch.tensor([0.5, 2.0]))
+        torch.testing.assert_close(many, torch.stack([scaled(0.5), scaled(2.0)]))
+
+
 @DECODERS_OWN_WARNINGS
 @pytest.mark.parametrize(
     ("name", "projection"),
