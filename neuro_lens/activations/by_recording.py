@@ -12,6 +12,7 @@ from typing import Any, Literal
 from neuro_lens.base import (
     Cell,
     NeuroLensError,
+    check_choice,
     hash_json,
     hash_module,
     one_thread,
@@ -76,14 +77,11 @@ def harvest_recordings(
     NeuroLensError
         As :func:`harvest`, and for a decoder or recordings that cannot be read.
     """
-    from ..recordings import load_recordings
-
     out, decoder, folder = Path(out), Path(decoder).resolve(), Path(recordings).resolve()
     folders = {hooks: out} if isinstance(hooks, str) else {name: out / name for name in hooks}
     for name in folders.values():
         refuse_foreign(name, MANIFEST, "activation store")
-    ids = load_recordings(folder, recording_ids, check=False).recording_ids
-    files = [folder / f"{name}.h5" for name in ids]
+    files = _files(folder, recording_ids)
     parts = out.parent / f".{out.name}.recordings"
     given: dict[str, Any] = {"batch_size": batch_size, "windows": windows}
     digest = read_json(decoder / CARD)["hash"]
@@ -124,6 +122,19 @@ def harvest_recording(
     unfinished = folder.parent / f"unfinished-{hash_json(described)}"
     harvest(hooked, given, hooks, out=unfinished)
     os.replace(unfinished, folder / STORES)
+
+
+def _files(folder: Path, recording_ids: Sequence[str] | None) -> list[Path]:
+    """Return the files of recordings, by default of all in the folder, opening none."""
+    there = {path.stem: path for path in sorted(folder.glob("[!.]*.h5"))}
+    if not there:
+        raise NeuroLensError(
+            f"there is no recording (.h5) in {folder}; import or simulate some, or check the path"
+        )
+    names = list(there if recording_ids is None else recording_ids)
+    for name in names:
+        check_choice("recording", name, there, f"{folder} holds {len(there)} recordings")
+    return [there[name] for name in names]
 
 
 def _mended(

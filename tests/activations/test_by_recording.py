@@ -1,0 +1,112 @@
+from itertools import chain
+
+import pytest
+import torch
+
+from neuro_lens.activations import harvest, harvest_recordings, join_stores
+from neuro_lens.base import NeuroLensError, one_thread
+from neuro_lens.decoders import load_decoder, save_decoder
+from neuro_lens.hooks import hook_model
+from neuro_lens.recordings import batches, load_recordings
+from neuro_lens.recordings.layout import write_recording
+
+from .test_interrupted import contents
+
+HOOKS = ["blocks.0.hook_resid_post", "hook_readout_in"]
+
+# submitit's debug cluster leaves the log files of its jobs open
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*_log:ResourceWarning")
+
+
+@pytest.fixture
+def stored(small_decoder, grating_recordings, tmp_path):
+    """Folders of a decoder and of its two recordings."""
+    save_decoder(small_decoder.eval(), tmp_path / "decoder")
+    (tmp_path / "recordings").mkdir()
+    for name in grating_recordings.recording_ids:
+        data = grating_recordings.get_recording(name)
+        data.materialize()
+        write_recording(data, tmp_path / "recordings", name)
+    return tmp_path / "decoder", tmp_path / "recordings"
+
+
+def one_after_another(stored, out, split="fit"):
+    decoder, recordings = stored
+    hooked, dataset = hook_model(load_decoder(decoder)), load_recordings(recordings)
+    given = [
+        batches(dataset, hooked.decoder.tokenize, split=split, recording_ids=[name], batch_size=10)
+        for name in dataset.recording_ids
+    ]
+    with one_thread():
+        return harvest(hooked, chain(*given), HOOKS, out=out)
+
+
+EXECUTORS = {
+    "local": {"workers": 2},
+    "ray": {"executor": "ray", "options": {"num_cpus": 1}},
+    "slurm": {"executor": "slurm", "options": {"cluster": "debug"}},
+}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_recordings_harvested_apart_join_to_what_one_harvest_writes(executor, stored, tmp_path):
+    if executor == "ray":
+        import ray
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        stores = harvest_recordings(
+            *stored, HOOKS, tmp_path / "acts", split="fit", batch_size=10, **EXECUTORS[executor]
+        )
+    finally:
+        if executor == "ray":
+            ray.shutdown()
+    one_after_another(stored, tmp_path / "whole")
+    assert list(stores) == HOOKS
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"acts", "whole", "decoder", "recordings"}
+
+
+def test_a_harvest_over_recordings_goes_on_and_mends(stored, tmp_path):
+    decoder, recordings = stored
+    hook, out = HOOKS[0], tmp_path / "acts"
+    whole = (recordings / "b.h5").read_bytes()
+    (recordings / "b.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NeuroLensError, match="b"):
+        harvest_recordings(decoder, recordings, hook, out, split="fit", batch_size=10)
+    (recordings / "b.h5").write_bytes(whole)
+    with pytest.raises(NeuroLensError, match=r"unknown recording 'c'.* holds 2 recordings"):
+        harvest_recordings(decoder, recordings, hook, out, recording_ids=["a", "c"])
+    begun = list((tmp_path / ".acts.recordings").glob("harvest_recording-*"))
+    inodes = {p.stat().st_ino for folder in begun for p in folder.rglob("*.safetensors")}
+    assert len(begun) == 1
+    store = harvest_recordings(decoder, recordings, hook, out, split="fit", batch_size=10)
+    assert (out / "acts-00000.safetensors").stat().st_ino in inodes
+    expected = one_after_another(stored, tmp_path / "whole")[hook]
+    assert store.manifest == expected.manifest
+    (out / "acts-00001.safetensors").unlink()
+    harvest_recordings(decoder, recordings, hook, out, split="fit", batch_size=10)
+    assert contents(out) == contents(tmp_path / "whole" / hook)
+    with pytest.raises(NeuroLensError, match=r"give the same batches|another out="):
+        harvest_recordings(decoder, recordings, hook, out, split="report", batch_size=10)
+
+
+def test_stores_of_different_origin_or_of_one_recording_do_not_join(hooked, batches, tmp_path):
+    for batch in batches:
+        batch.inputs["x"] = batch.inputs["x"].nan_to_num()
+    harvest(hooked, batches[:1], ["hook_embed", "hook_answer"], out=tmp_path / "one")
+    with pytest.raises(NeuroLensError, match=r"has hook 'hook_answer'.* one hook and decoder"):
+        join_stores([tmp_path / "one" / n for n in ("hook_embed", "hook_answer")], tmp_path / "j")
+    with pytest.raises(NeuroLensError, match="both hold recording 'a'"):
+        join_stores([tmp_path / "one" / "hook_embed"] * 2, tmp_path / "j")
+    with pytest.raises(NeuroLensError, match="no store to join"):
+        join_stores([], tmp_path / "j")
+    harvest(hooked, batches[1:], "hook_embed", out=tmp_path / "two")
+    joined = join_stores([tmp_path / "one" / "hook_embed", tmp_path / "two"], tmp_path / "j")
+    again = join_stores([tmp_path / "one" / "hook_embed", tmp_path / "two"], tmp_path / "j")
+    assert joined.manifest == again.manifest
+    assert torch.equal(joined.acts, harvest(hooked, batches, "hook_embed").acts)
+    assert joined.index["window"].tolist() == [0] * 4 + [1] * 2 + [2] * 3 + [3] + [4] * 5
+    with pytest.raises(NeuroLensError, match="holds another store"):
+        join_stores([tmp_path / "two"], tmp_path / "j")

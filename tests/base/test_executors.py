@@ -1,0 +1,92 @@
+import json
+import sys
+
+import pytest
+
+from neuro_lens.base import Cell, NeuroLensError, run_cells
+
+CELLS = """
+import os
+from neuro_lens.base import NeuroLensError
+
+def square(folder, n):
+    if n < 0:
+        raise NeuroLensError(f"{n} is negative; give another")
+    (folder / "result").write_text(str(n * n))
+    (folder / "process").write_text(str(os.getpid()))
+"""
+# submitit's debug cluster leaves the log files of its jobs open
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*_log:ResourceWarning")
+
+OPTIONS = {"local": {}, "ray": {"num_cpus": 1}, "slurm": {"cluster": "debug"}}
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """A function that makes cells whose command all processes can import."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "cells_to_run.py").write_text(CELLS)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    yield lambda *numbers: [Cell("cells_to_run:square", {"n": n}) for n in numbers]
+    sys.modules.pop("cells_to_run", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_two():
+    """A Ray of two processors, which run_cells finds running."""
+    import ray
+
+    yield lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.shutdown()
+
+
+def results(folders, name="result"):
+    return [(folder / name).read_text() for folder in folders]
+
+
+@pytest.mark.parametrize("executor", OPTIONS)
+def test_every_executor_gives_the_folders_in_order_and_says_what_failed(
+    executor, cells, tmp_path, ray_of_two
+):
+    if executor == "ray":
+        ray_of_two()
+    how = {"executor": executor, "options": OPTIONS[executor], "workers": 2}
+    out = tmp_path / "cells"
+    done = run_cells(cells(3, 1, 2), out, **how)
+    assert results(done) == ["9", "1", "4"]
+    assert [folder.name for folder in done] == [cell.name for cell in cells(3, 1, 2)]
+    processes = results(done, "process")
+    with pytest.raises(NeuroLensError, match=r"^-5 is negative; give another$"):
+        run_cells(cells(1, -5, 4), out, **how)
+    again = run_cells(cells(3, 1, 2, 4), out, **how)
+    assert results(again) == ["9", "1", "4", "16"]
+    assert results(again, "process")[:3] == processes
+
+
+def test_slurm_jobs_are_json_and_a_command(cells, tmp_path):
+    run_cells(cells(3, 1, 2), tmp_path / "c", 2, executor="slurm", options={"cluster": "debug"})
+    shares = sorted((tmp_path / "c" / "slurm").glob("cells-*.jsonl"))
+    given = [json.loads(line) for share in shares for line in share.read_text().splitlines()]
+    assert sorted(cell["params"]["n"] for cell in given) == [1, 2, 3]
+    assert len(shares) == 2
+
+
+def test_an_unknown_executor_names_the_nearest(cells, tmp_path):
+    with pytest.raises(NeuroLensError, match="did you mean 'slurm'"):
+        run_cells(cells(1), tmp_path, executor="slrum")
+    with pytest.raises(NeuroLensError, match="'local' takes no options"):
+        run_cells(cells(1), tmp_path, options={"num_gpus": 1})
+
+
+@pytest.mark.parametrize(("executor", "module"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_named(executor, module, cells, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(NeuroLensError, match=rf"pip install 'neuro-lens\[{executor}\]'"):
+        run_cells(cells(1), tmp_path, executor=executor)
+
+
+def test_slurm_without_a_cluster_says_so(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NeuroLensError, match="cannot submit jobs here"):
+        run_cells(cells(1), tmp_path, executor="slurm")
