@@ -2,6 +2,8 @@ from .ablation import ablation_study as ablation_study
 from .ablation import cross_fitted_study as cross_fitted_study
 from .activations import ActivationStore as ActivationStore
 from .activations import harvest as harvest
+from .activations import harvest_recordings as harvest_recordings
+from .activations import stream as stream
 from .base import Batch as Batch
 from .base import NeuroLensError as NeuroLensError
 from .base import Task as Task

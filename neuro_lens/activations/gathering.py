@@ -50,6 +50,7 @@ class Gathering:
 
     def keep(self, shard: Shard, entry: dict[str, Any]) -> None:
         """Keep a shard that has ended."""
+        vars(shard).pop("content")
         self._shards.append(shard)
 
     def finish(self) -> ActivationStore:
@@ -70,10 +71,10 @@ def refuse_other_batch(given: Numbered, known: str, where: Path | None) -> None:
     """Raise when a batch is not the one that was harvested in its place."""
     if given.digest == known:
         return
-    first = given.windows.iloc[0]
+    first = given.tables[0].slice(0, 1).to_pylist()[0]
     raise NeuroLensError(
         f"the batch that begins with the window of recording {first['recording_id']!r} at "
-        f"{first['window_start']:g} s ({len(given.batch)} windows) is not the one that was "
+        f"{first['window_start'] or 0:g} s ({len(given.batch)} windows) is not the one that was "
         f"harvested in its place into {where} ({known.split()[0]} windows); give the same batches "
         "in the same order, or remove that folder to start anew"
     )

@@ -126,14 +126,15 @@ def vectors_at(hooked: HookedDecoder, batch: Batch, names: Sequence[str]) -> dic
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Run the block without gradients and in eval mode, then put every training flag back."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
+    in_training = [part for part in module.modules() if part.training]
+    if in_training:
+        module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, flag in flags:
-            part.training = flag
+        for part in in_training:
+            part.training = True
 
 
 def _names(hooks: str | Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from .manifest import (
     read_manifest,
     told,
 )
-from .shards import Filling, Numbered, Shard, shard_bytes
+from .shards import Filling, Numbered, Shard
 from .store import ActivationStore
 
 if TYPE_CHECKING:
@@ -100,12 +99,11 @@ class Mending(Gathering):
         return self.store
 
     def _replace(self, shard: Shard, entry: dict[str, Any]) -> None:
-        content = shard_bytes(shard.acts)
-        if hashlib.sha256(content).hexdigest() != entry["hash"]:
+        if shard.hash != entry["hash"]:
             raise NeuroLensError(
                 f"{entry['file']} of {self.folder} came out differently than when the store "
                 "was written (another machine, or other versions or numbers of threads); remove "
                 "the folder and harvest it anew"
             )
         with atomic_write(self.folder / entry["file"]) as part:
-            part.write_bytes(content)
+            part.write_bytes(shard.content)

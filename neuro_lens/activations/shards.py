@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +46,22 @@ class Shard:
     recordings: list[str]
     batches: list[str]
 
+    @cached_property
+    def content(self) -> bytes:
+        """Its file."""
+        return shard_bytes(self.acts)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of its file."""
+        return hashlib.sha256(self.content).hexdigest()
+
     def entry(self, number: int) -> dict[str, Any]:
         """Return the manifest's entry of the ``number``-th shard."""
         return {
             "file": shard_file(number),
             "rows": len(self.acts),
-            "hash": hashlib.sha256(shard_bytes(self.acts)).hexdigest(),
+            "hash": self.hash,
             "windows": self.windows,
             "recordings": self.recordings,
             "batches": self.batches,
@@ -101,26 +111,36 @@ def window_table(batch: Batch, first: int = 0) -> pd.DataFrame:
 
     What the batch does not say is ``"unknown"`` (the recording) or null.
     """
-    n = len(batch)
+    return pd.DataFrame(window_columns(batch, first))
+
+
+def window_columns(batch: Batch, first: int) -> dict[str, Any]:
+    """Return the columns of `window_table`."""
+    n, labels = len(batch), batch.labels
     start = np.asarray(batch.window_start, dtype=float)
-    table = pd.DataFrame(
-        {
-            "window": np.arange(first, first + n),
-            "recording_id": batch.recording_id or [UNKNOWN] * n,
-            "window_start": start if len(start) == n else np.full(n, np.nan),
-        }
-    )
-    labels = batch.labels
-    for column in ("trial", "split"):
-        if "window" in labels and column in labels:
-            by_window = labels.drop_duplicates("window").set_index("window")[column]
-            table[column] = by_window.reindex(range(n)).to_numpy()
-        else:
-            table[column] = None
-    return table
+    columns: dict[str, Any] = {
+        "window": np.arange(first, first + n),
+        "recording_id": np.array(batch.recording_id or [UNKNOWN] * n, dtype=object),
+        "window_start": start if len(start) == n else np.full(n, np.nan),
+        "trial": np.full(n, None),
+        "split": np.full(n, None),
+    }
+    if "window" in labels:
+        rows = _first_rows(labels["window"].to_numpy(dtype=int), n)
+        for name in {"trial", "split"} & set(labels.columns):
+            columns[name] = pd.api.extensions.take(labels[name].array, rows, allow_fill=True)
+    return columns
 
 
-def label_table(batch: Batch, windows: pd.DataFrame) -> pd.DataFrame:
+def _first_rows(window: np.ndarray, n: int) -> np.ndarray:
+    """Return the first row of each of ``n`` windows, -1 where there is none."""
+    rows = np.full(n, -1)
+    known = np.flatnonzero((window >= 0) & (window < n))[::-1]
+    rows[window[known]] = known
+    return rows
+
+
+def label_table(batch: Batch, windows: Mapping[str, Any]) -> pa.Table:
     """Return the batch's labels with the windows' numbers, recordings and starts.
 
     Raises
@@ -128,20 +148,17 @@ def label_table(batch: Batch, windows: pd.DataFrame) -> pd.DataFrame:
     NeuroLensError
         For labels of windows that the batch does not hold.
     """
-    labels = batch.labels
+    labels, n = batch.labels, len(windows["window"])
     if "window" not in labels:
-        return windows.dropna(axis="columns", how="all")
+        return to_arrow({k: column for k, column in windows.items() if not pd.isna(column).all()})
     at = labels["window"].to_numpy(dtype=int)
-    if len(at) and not 0 <= at.min() <= at.max() < len(windows):
+    if len(at) and not 0 <= at.min() <= at.max() < n:
         raise NeuroLensError(
-            f"the labels of a batch name windows {at.min()} to {at.max()}, and it holds "
-            f"{len(windows)}; number them from 0, a row a window"
+            f"the labels of a batch name windows {at.min()} to {at.max()}, and it holds {n}; "
+            "number them from 0, a row a window"
         )
-    return labels.assign(
-        window=windows["window"].to_numpy()[at],
-        recording_id=windows["recording_id"].to_numpy()[at],
-        window_start=windows["window_start"].to_numpy()[at],
-    )
+    known = {name: windows[name][at] for name in ("window", "recording_id", "window_start")}
+    return to_arrow({**dict(labels.items()), **known})
 
 
 def index_table(vectors: Vectors, windows: pa.Table) -> pa.Table:
@@ -179,19 +196,15 @@ class Numbered:
         return batch_digest(self.batch)
 
     @cached_property
-    def windows(self) -> pd.DataFrame:
-        """A row per window."""
-        return window_table(self.batch, self.first)
-
-    @cached_property
     def tables(self) -> tuple[pa.Table, pa.Table]:
-        """Its windows and its labels."""
-        return to_arrow(self.windows), to_arrow(label_table(self.batch, self.windows))
+        """Its windows, a row each, and its labels."""
+        windows = window_columns(self.batch, self.first)
+        return to_arrow(windows), label_table(self.batch, windows)
 
     @property
     def recordings(self) -> dict[str, None]:
         """Its recordings, in the order that they turn up."""
-        return dict.fromkeys(self.windows["recording_id"])
+        return dict.fromkeys(self.batch.recording_id or [UNKNOWN])
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,23 +18,25 @@ GROUP_ROWS = 2**16
 NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
 
 
-def to_arrow(frame: pd.DataFrame) -> pa.Table:
-    """Return a table of plain columns: text as ``string``, categories as their values.
+def to_arrow(columns: pd.DataFrame | Mapping[str, Any]) -> pa.Table:
+    """Return columns of one length as a table: text as ``string``, categories as their values.
 
     Raises
     ------
     NeuroLensError
         For a column that Parquet cannot hold, such as one of text and numbers.
     """
-    try:
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise NeuroLensError(
-            f"the labels cannot be stored ({'; '.join(map(str, error.args))}); "
-            "give each column values of one kind"
-        ) from None
-    schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
-    return table.cast(schema)
+    arrays = {}
+    for name, column in columns.items():
+        try:
+            array = pa.array(column, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise NeuroLensError(
+                f"the labels cannot be stored: column {str(name)!r} holds values that do not go "
+                f"together ({error}); give each column values of one kind"
+            ) from None
+        arrays[str(name)] = array.cast(_plain(array.type))
+    return pa.table(arrays)
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:

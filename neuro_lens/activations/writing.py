@@ -19,7 +19,7 @@ from neuro_lens.base import NeuroLensError, atomic_write, read_json, write_json
 
 from .gathering import Gathering, refuse_empty, refuse_other_batch
 from .manifest import INDEX, LABELS, MANIFEST, make_manifest, told
-from .shards import Numbered, Shard, file_hash, shard_bytes, shard_file
+from .shards import Numbered, Shard, file_hash, shard_file
 from .store import ActivationStore, dtype_name
 from .tables import read_groups, read_schema, unified, write_parquet
 
@@ -60,7 +60,7 @@ class Writing(Gathering):
         self.shape = {"d_in": shard.acts.shape[1], "dtype": dtype_name(shard.acts)}
         number = len(self.entries)
         with atomic_write(self.staged / entry["file"]) as part:
-            part.write_bytes(shard_bytes(shard.acts))
+            part.write_bytes(shard.content)
         for name, table in ((INDEX, shard.index), (LABELS, shard.labels)):
             with atomic_write(self._part(name, number)) as part, part.open("wb") as file:
                 write_parquet(file, [table], table.schema)
