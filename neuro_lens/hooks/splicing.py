@@ -161,9 +161,21 @@ class SaeVerbs(Described):
                 raise NeuroLensError("mode='zero' takes no reference=; use 'mean' or 'resample'")
             new_codes: Any = zero
         else:
+            if not allow_other_decoder:
+                self._refuse_other_store(reference, name)
             new_codes = FromReference(sae, reference, chosen, mode, seed)
         with self._edited(Splice(self.sites[name], sae, use_error_term, chosen, new_codes)):
             yield self
+
+    def _refuse_other_store(self, store: Any, name: str) -> None:
+        """Raise for a store of another hook or decoder than these."""
+        origin = getattr(store, "manifest", {})
+        for key, here in (("hook", name), ("decoder_hash", hash_module(self.decoder))):
+            if origin.get(key) not in (None, here):
+                raise NeuroLensError(
+                    f"reference= holds activations of {key} {origin[key]!r} and is used at "
+                    f"{here!r}; harvest it from this decoder at this hook"
+                )
 
     @contextmanager
     def steer(

@@ -148,3 +148,23 @@ def test_a_stream_of_several_hooks_yields_dicts_and_stops_at_bad_values(hooked, 
     }
     with pytest.raises(NeuroLensError, match="not finite in the window of recording 'b'"):
         next(streamed)
+
+
+@pytest.mark.parametrize("other", [{"hook": "hook_answer"}, {"decoder_hash": "another"}])
+def test_a_store_of_another_hook_or_decoder_is_no_reference(hooked, other):
+    from neuro_lens.base import hash_module
+    from neuro_lens.saes import train_sae
+
+    own = {"hook": "hook_embed", "decoder_hash": hash_module(hooked.decoder)}
+    acts = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    index = pd.DataFrame({"window": np.arange(4000), "recording_id": "a"})
+    store = ActivationStore.make(acts, index, **own)
+    sae = train_sae(store, d_sae=8, k=2, steps=5)
+    with hooked.ablate(sae, [1], mode="mean", reference=store):
+        pass
+    wrong = ActivationStore.make(acts, index, **{**own, **other})
+    with (
+        pytest.raises(NeuroLensError, match="harvest it from this decoder at this hook"),
+        hooked.ablate(sae, [1], mode="mean", reference=wrong),
+    ):
+        pass
