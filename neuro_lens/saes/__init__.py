@@ -4,6 +4,7 @@ from .evaluate import evaluate_sae
 from .files import load_sae
 from .linear import random_sae, raw_dimensions, signed_pcs
 from .train import train_bank, train_sae
+from .untrained import untrained_decoder
 
 __all__ = [
     "evaluate_sae",
@@ -13,4 +14,5 @@ __all__ = [
     "signed_pcs",
     "train_bank",
     "train_sae",
+    "untrained_decoder",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,11 +20,12 @@ HELD_OUT_SHARE = 0.1
 HELD_OUT_MOST = 2**14
 MIN_VECTORS = 32
 OPEN_SHARDS = 8
-CHUNK_ROWS = 2**12
+CHUNKS_A_BUFFER = 4
 BLOCK_ROWS = 64
 MULTIPLIER = np.uint64(11400714819323198485)  # 2^64 / the golden ratio: hashes by multiplying
 
-Pass = Callable[[int], Iterator[Chunk | Tensor]]
+Part = tuple[Tensor, np.ndarray]  # vectors to fit on, and a number per window
+Pass = Callable[[int], Iterator[Part]]
 
 
 class Feed(Protocol):
@@ -179,11 +181,10 @@ class Streaming:
             part = next(self._parts, None)
         return part
 
-    def _kept(self, chunks: Iterable[Chunk | Tensor]) -> Iterator[Tensor]:
+    def _kept(self, parts: Iterable[Part]) -> Iterator[Tensor]:
         """Yield vectors to train on, and put aside those of held-out windows."""
         first = 0
-        for chunk in chunks:
-            acts, window = _fit_part(chunk, first)
+        for acts, window in parts:
             check_finite(acts, first)
             first += len(acts)
             held = torch.from_numpy(_is_held_out(window))
@@ -205,25 +206,26 @@ def draw(feed: Feed, n: int, generator: torch.Generator) -> Tensor:
     return torch.lerp(first, second, amount)
 
 
-def shard_passes(store: ActivationStore) -> Pass:
+def shard_passes(store: ActivationStore, buffer: int) -> Pass:
     """Return passes over a stored store that read several shards in turn, in a new order each.
 
-    Recordings have shards of their own, so that the buffer mixes them.
+    Recordings have shards of their own, so that a buffer of ``buffer`` vectors mixes them.
     """
+    rows = max(1, buffer // (CHUNKS_A_BUFFER * OPEN_SHARDS))
 
-    def read(number: int) -> Iterator[Chunk]:
+    def read(number: int) -> Iterator[Part]:
         order = np.random.default_rng(number).permutation(len(store.manifest["shards"])).tolist()
-        waiting = [store.chunks(CHUNK_ROWS, [shard]) for shard in reversed(order)]
-        opened: list[Iterator[Chunk]] = []
+        waiting = [_shard_parts(store, shard, rows) for shard in reversed(order)]
+        opened: list[Iterator[Part]] = []
         while opened or waiting:
             while waiting and len(opened) < OPEN_SHARDS:
                 opened.append(waiting.pop())
-            for chunks in list(opened):
-                chunk = next(chunks, None)
-                if chunk is None:
-                    opened.remove(chunks)
+            for parts in list(opened):
+                part = next(parts, None)
+                if part is None:
+                    opened.remove(parts)
                 else:
-                    yield chunk
+                    yield part
 
     return read
 
@@ -231,26 +233,43 @@ def shard_passes(store: ActivationStore) -> Pass:
 def iterable_passes(chunks: Iterable[Chunk | Tensor]) -> Pass:
     """Return passes over any iterable of chunks: one only, if it is an iterator."""
 
-    def read(number: int) -> Iterator[Chunk | Tensor]:
-        if number == 0 or not isinstance(chunks, Iterator):
-            yield from chunks
+    def read(number: int) -> Iterator[Part]:
+        if number and isinstance(chunks, Iterator):
+            return
+        first = 0
+        for chunk in chunks:
+            if isinstance(chunk, Tensor):
+                _check_chunk(chunk)
+                window = (first + np.arange(len(chunk))) // BLOCK_ROWS
+                yield chunk.detach().cpu().float(), window
+                first += len(chunk)
+            else:
+                yield _fit_part(chunk.acts.detach().cpu(), chunk.index)
 
     return read
 
 
-def _fit_part(chunk: Chunk | Tensor, first: int) -> tuple[Tensor, np.ndarray]:
-    """Return the vectors of a chunk that may be fitted on, and a number per window."""
-    if isinstance(chunk, Tensor):
-        if chunk.ndim != 2 or not chunk.is_floating_point():
-            raise NeuroLensError(
-                f"a chunk of {chunk.dtype} {tuple(chunk.shape)} was given; an SAE is fitted on "
-                "chunks of floating-point vectors, (n, d_in)"
-            )
-        return chunk.detach().cpu().float(), (first + np.arange(len(chunk))) // BLOCK_ROWS
-    rows = fit_rows(chunk.index["split"])
-    window = chunk.index["window"].to_numpy()
-    acts = chunk.acts.detach().cpu().float()
-    return (acts, window) if rows is None else (acts[torch.from_numpy(rows)], window[rows])
+def _shard_parts(store: ActivationStore, shard: int, rows: int) -> Iterator[Part]:
+    """Yield the fit vectors of a shard; its index is read at once, its vectors bit by bit."""
+    for chunk in store.chunks(len(store), [shard]):
+        index = chunk.index[["window", "split"]]
+        for start in range(0, len(chunk), rows):
+            yield _fit_part(chunk.acts[start : start + rows], index[start : start + rows])
+
+
+def _fit_part(acts: Tensor, index: pd.DataFrame) -> Part:
+    rows, window = fit_rows(index["split"]), index["window"].to_numpy()
+    if rows is not None:
+        acts, window = acts[torch.from_numpy(rows)], window[rows]
+    return acts.float(), window
+
+
+def _check_chunk(chunk: Tensor) -> None:
+    if chunk.ndim != 2 or not chunk.is_floating_point():
+        raise NeuroLensError(
+            f"a chunk of {chunk.dtype} {tuple(chunk.shape)} was given; an SAE is fitted on "
+            "chunks of floating-point vectors, (n, d_in)"
+        )
 
 
 def _is_held_out(window: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ class Training:
         with progress("training SAEs", self.schedule.steps) as advance:
             advance(self.step)
             while self.step < self.schedule.steps:
-                losses, l0s = self._one_step()
+                losses, l0s = self.descend(self.draw())
                 if self.schedule.records_at(self.step):
                     rows = self._record(losses, l0s, checked)
                     for row in rows if log else ():
@@ -150,12 +150,22 @@ class Training:
                 if after_step is not None:
                     after_step(self)
 
-    def _one_step(self) -> tuple[list[float], list[float]]:
-        """Move all SAEs by one step; return the loss of each, and how many features fired."""
+    def draw(self) -> list[Tensor]:
+        """Return the next vectors for each SAE; those of one seed are the same."""
         n, device = self.schedule.batch_size, self.idle[0].device
         drawn = {seed: draw(self.feed, n, g).to(device) for seed, g in self.draws.items()}
+        self.feed.advance(n)
+        return [drawn[member.seed] for member in self.members]
+
+    def descend(self, batches: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+        """Move all SAEs by one step; return the loss of each, and its L0 in the batch.
+
+        Parameters
+        ----------
+        batches : sequence of Tensor, shape (n, d_in)
+            For each SAE.
+        """
         dead = [self._dead(i) for i in range(len(self.members))]
-        batches = [drawn[m.seed] for m in self.members]
         outcome = self.learner.step(batches, dead, self.coefficients)
         losses = outcome.loss.tolist()
         self._check_finite(losses)
@@ -164,11 +174,10 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.lr_at(self.step)
         self.optimiser.step()
-        self.feed.advance(n)
         l0s = []
         for i, n_fired in enumerate(outcome.n_fired):
             self.idle[i] = torch.where(n_fired > 0, 0, self.idle[i] + 1)
-            l0s.append(float(n_fired.sum()) / n)
+            l0s.append(float(n_fired.sum()) / len(batches[i]))
             _steer(self.coefficients[i], l0s[i], self.members[i].k)
         return losses, l0s
 

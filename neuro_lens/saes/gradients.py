@@ -130,7 +130,7 @@ class Together:
         error = (decoded - x_mnd[:, :, None]) * self.has_level[:, None, :, None]
         loss = error.square().sum((1, 2, 3)) / n
         grad_levels = error * (2 / n)
-        grad_slots = _summed(grad_levels.flip(2)).flip(2).reshape(-1, d_in)
+        grad_slots = _summed(grad_levels, backwards=True).reshape(-1, d_in)
 
         grads = self._sparse_gradients(fired, slot, ends, centred, grad_slots)
         grads.b_dec += grad_levels.sum((1, 2))
@@ -238,9 +238,11 @@ def _choice(sae: TrainingSAE) -> BatchTopK | TopK:
     return TopK(sae.cfg.k) if sae.cfg.architecture() == "topk" else BatchTopK(sae.cfg.k)
 
 
-def _summed(levels: Tensor) -> Tensor:
+def _summed(levels: Tensor, backwards: bool = False) -> Tensor:
     """Return the cumulative sum over levels, ``(n_members, n, n_levels, d_in)``."""
-    return levels.cumsum(2) if levels.shape[2] > 1 else levels
+    if levels.shape[2] == 1:
+        return levels
+    return levels.flip(2).cumsum(2).flip(2) if backwards else levels.cumsum(2)
 
 
 def _levels(saes: Sequence[TrainingSAE], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from neuro_lens.activations import ActivationStore, Chunk
 from neuro_lens.base import NeuroLensError
 
-
 Acts: TypeAlias = ActivationStore | Tensor | Iterable[Chunk | Tensor]
 
 
