@@ -1,7 +1,7 @@
 """Ablation: remove features while the decoder decodes, many at once, beside controls."""
 
+from ..saes import untrained_decoder
 from ..tuning import feature_groups
-from .controls import untrained_decoder
 from .engine import Prefix, run_edits
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .words import verdict

@@ -25,7 +25,6 @@ from .controls import (
     n_blocks,
     resampled,
     shuffled,
-    untrained_decoder,
 )
 
 SHUFFLES = 49
@@ -84,7 +83,7 @@ class Sources:
         untrained : (HookedDecoder, SAE) or bool
             As in `neuro_lens.ablation.cross_fitted_study`.
         """
-        from ..saes import random_sae, raw_dimensions, signed_pcs
+        from ..saes import random_sae, raw_dimensions, signed_pcs, untrained_decoder
 
         d_in = self.sae.cfg.d_in
         fit = None if fit is None else list(fit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ..base import Batch
 from ..tuning import TrialCodes, feature_groups, tune
 from .matching import Matched, Removed, matched_sets
 from .outcomes import score
@@ -156,64 +155,6 @@ def bias_control(spliced: SplicedScene, wanted: np.ndarray) -> tuple[Effects, np
     constants = np.array([_constant(log_p, trials, v, w) for v, w in enumerate(wanted)])
     biased = torch.stack([_biased(log_p, trials, v, c) for v, c in enumerate(constants)])
     return compare(spliced, score(biased, trials)), constants
-
-
-def untrained_decoder(
-    hooked: Any,
-    sae: Any,
-    fit: Iterable[Batch],
-    *,
-    hook: str | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-) -> tuple[Any, Any]:
-    """Return the same decoder with random weights, hooked, and an SAE trained on it.
-
-    Parameters
-    ----------
-    hooked : HookedDecoder
-        Its decoder's ``fresh()`` gives the new weights; without one, the entries of every weight
-        tensor are permuted.
-    sae : SAE
-        Whose architecture, width, k, steps, batch size and learning rate the new one has, as far
-        as its metadata says.
-    fit : iterable of Batch
-        Windows to train the SAE on.
-    hook : str, optional
-        By default the SAE's own.
-    seed : int
-    steps : int, optional
-        Training steps of the new SAE, by default as many as ``sae`` had.
-    """
-    from ..activations import harvest
-    from ..hooks import HookedDecoder
-    from ..saes import train_sae
-
-    origin = sae.cfg.metadata
-    weights = fresh_decoder(hooked.decoder, seed)
-    fresh = HookedDecoder(weights, hooked.sites, hooked.tasks, hooked.masks, hooked.timestamps)
-    acts = harvest(fresh, fit, hook or origin.hook_name)
-    k = origin.k or max(1, sae.cfg.d_in // 8)
-    architecture = origin.architecture or "batchtopk"
-    training = {n: origin[n] for n in ("steps", "batch_size", "lr") if origin[n] is not None}
-    if steps is not None:
-        training["steps"] = steps
-    return fresh, train_sae(acts, architecture, sae.cfg.d_sae, k, seed=seed, **training)
-
-
-def fresh_decoder(decoder: Any, seed: int = 0) -> Any:
-    """Return a decoder of the same build with random weights."""
-    import copy
-
-    if callable(getattr(decoder, "fresh", None)):
-        return decoder.fresh(seed)
-    other = copy.deepcopy(decoder)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in other.parameters():
-            order = torch.randperm(weight.numel(), generator=generator)
-            weight.copy_(weight.flatten()[order.to(weight.device)].reshape(weight.shape))
-    return other
 
 
 def _match(

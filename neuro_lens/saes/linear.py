@@ -10,12 +10,15 @@ from torch import Tensor
 
 from neuro_lens.activations import ActivationStore
 from neuro_lens.base import NeuroLensError
+from neuro_lens.hooks.dictionary import read
 
 from .calibrate import match_l0, mean_l0
 from .source import read_source
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+
+MOST_VECTORS = 2**16
 
 
 def signed_pcs(acts: ActivationStore | Tensor, n: int) -> SAE:
@@ -86,6 +89,30 @@ def random_sae(sae: SAE, seed: int = 0, acts: ActivationStore | Tensor | None = 
     if acts is not None:
         vectors = read_source(acts).acts
         match_l0(other, vectors, mean_l0(sae, vectors))
+    return other
+
+
+def fitted_random_sae(sae: SAE, acts: Tensor, seed: int = 0) -> SAE:
+    """Return a `random_sae` of the same L0 whose decoder has the best overall gain.
+
+    Random directions need other lengths than learned ones; without the gain the control would
+    lose by its scale alone.
+
+    Parameters
+    ----------
+    sae : SAE
+    acts : Tensor, shape (n, d_in)
+        Thresholds and gain are fitted on at most 65536 of these vectors, spread evenly.
+    seed : int
+    """
+    few = acts[:: -(-len(acts) // MOST_VECTORS)]
+    other = random_sae(sae, seed, few)
+    with torch.no_grad():
+        nothing = other.decode(torch.zeros(1, sae.cfg.d_sae).to(other.W_dec))
+        written = read(other, few.to(other.W_dec)).reconstruction - nothing
+        power = written.square().sum()
+        if power > 0:
+            other.W_dec.mul_(((few.to(other.W_dec) - nothing) * written).sum() / power)
     return other
 
 

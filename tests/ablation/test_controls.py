@@ -1,18 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from neuro_lens.ablation.controls import (
     bias_control,
     choose,
     direction_controls,
-    fresh_decoder,
     logit_controls,
     matched_controls,
     resampled,
     shuffled,
-    untrained_decoder,
 )
 from neuro_lens.ablation.scene import Scene, compare, is_affine
 from neuro_lens.tuning import TrialCodes
@@ -172,35 +169,3 @@ def test_values_that_nothing_prefers_have_no_feature():
     batch = make_batch("select", n_blocks=8)
     codes = TrialCodes(batch.inputs["x"].mean(1).numpy()[:, :1].astype(float), batch.labels)
     assert choose(codes, "direction", 3) == {0.0: [0], 90.0: [], 180.0: [], 270.0: []}
-
-
-def test_a_decoder_without_fresh_has_its_weights_permuted():
-    decoder = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    other = fresh_decoder(decoder, seed=1)
-    for a, b in zip(decoder.parameters(), other.parameters(), strict=True):
-        assert not torch.equal(a, b)
-        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
-    assert torch.equal(fresh_decoder(decoder, seed=1)[0].weight, other[0].weight)
-
-
-def test_untrained_decoder_has_an_sae_of_its_own(hooked, dimensions):
-    fit = [make_batch("fit", n_blocks=16)]
-    other, sae = untrained_decoder(hooked, dimensions, fit, hook=HOOK, seed=3, steps=20)
-    assert other.decoder is not hooked.decoder
-    assert sae.cfg.metadata.hook_name == HOOK
-    assert sae.cfg.d_sae == dimensions.cfg.d_sae
-    with other.ablate(sae, [0]):
-        pass
-
-
-def test_the_untrained_decoders_sae_is_trained_like_the_other(hooked):
-    from neuro_lens.activations import harvest
-    from neuro_lens.saes import train_sae
-
-    fit = [make_batch("fit", n_blocks=16)]
-    training = {"steps": 30, "batch_size": 64, "lr": 1e-3}
-    sae = train_sae(harvest(hooked, fit, HOOK), "topk", d_sae=40, k=3, seed=1, **training)
-    _, other = untrained_decoder(hooked, sae, fit, seed=3)
-    assert other.cfg.d_sae == 40
-    for name in (*training, "k", "architecture"):
-        assert other.cfg.metadata[name] == sae.cfg.metadata[name]

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,9 @@ from sklearn.decomposition import PCA
 
 from neuro_lens.activations import harvest
 from neuro_lens.base import NeuroLensError, log_loss
-from neuro_lens.saes import evaluate_sae, raw_dimensions, signed_pcs, train_sae
+from neuro_lens.saes import evaluate_sae, random_sae, raw_dimensions, signed_pcs, train_sae
 from neuro_lens.saes.evaluate import COLUMNS
+from neuro_lens.saes.linear import fitted_random_sae
 
 from .toy import D_IN, window_batch
 
@@ -95,6 +98,49 @@ def test_a_trained_sae_keeps_decoding(reader, window_batches, acts):
     assert told["l0"] == pytest.approx(6, rel=0.3)
     assert told["explained_variance"] > told["explained_variance_pca"]
     assert told["alive_fraction"] > 0.8
+
+
+def test_controls_are_those_dictionaries_evaluated_themselves(reader, window_batches, acts):
+    sae = train_sae(acts, d_sae=48, k=6, steps=400)
+    table = evaluate_sae(reader, sae, window_batches, acts=acts, seed=5)
+    others = {
+        "random": fitted_random_sae(sae, acts.acts, 5),
+        "pca": signed_pcs(acts, int(table["l0_pca"][0])),
+    }
+    for name, other in others.items():
+        alone = evaluate_sae(reader, other, window_batches, acts=acts)
+        for column in ("recovered", "agreement", "kl", "explained_variance", "l0"):
+            if (name, column) != ("pca", "l0"):
+                np.testing.assert_allclose(table[f"{column}_{name}"], alone[column], rtol=1e-6)
+        np.testing.assert_allclose(table[f"loss_{name}"], alone["loss_sae"], rtol=1e-6)
+    told = table.set_index("recording_id").loc["told"]
+    assert told["recovered"] > told["recovered_random"]
+    assert told["l0_random"] == pytest.approx(told["l0"], rel=0.3)
+
+
+def test_the_random_saes_gain_is_the_best_there_is(acts):
+    sae = train_sae(acts, d_sae=48, k=6, steps=100)
+    fitted = fitted_random_sae(sae, acts.acts, seed=1)
+
+    def error(gain):
+        other = copy.deepcopy(fitted)
+        other.W_dec.mul_(gain)
+        return float((other(acts.acts) - acts.acts).square().sum())
+
+    assert error(1.0) < min(error(0.97), error(1.03))
+    assert torch.equal(fitted.encode(acts.acts), random_sae(sae, 1, acts.acts).encode(acts.acts))
+
+
+def test_standard_errors_are_those_of_the_windows(reader, window_batches, acts):
+    sae = signed_pcs(acts, 2)
+    row = evaluate_sae(reader, sae, window_batches[:1], acts=acts).iloc[0]
+    assert row["split"] == "report"
+    n, p = row["n_windows"], row["agreement"]
+    assert row["agreement_se"] == pytest.approx(np.sqrt(p * (1 - p) / (n - 1)))
+    with reader.saes(sae), torch.no_grad():
+        logits = reader.decode(window_batches[0])
+    losses = log_loss(logits, window_batches[0].targets["direction"]).double()
+    assert row["loss_sae_se"] == pytest.approx(stats.sem(losses.numpy()), rel=1e-4)
 
 
 def test_batches_may_be_a_generator_and_the_decoder_comes_back_as_it_was(
