@@ -15,11 +15,13 @@ from .saes import evaluate_sae as evaluate_sae
 from .saes import load_sae as load_sae
 from .saes import train_sae as train_sae
 from .studies import run_study as run_study
+from .tuning import answer_tuning as answer_tuning
 from .tuning import covariates as covariates
 from .tuning import feature_groups as feature_groups
 from .tuning import global_test as global_test
 from .tuning import probe as probe
 from .tuning import significant as significant
+from .tuning import trial_answers as trial_answers
 from .tuning import trial_codes as trial_codes
 from .tuning import tune as tune
 from .tuning import tuning_curves as tuning_curves

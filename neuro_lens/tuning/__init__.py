@@ -1,5 +1,7 @@
 """Tuning: features × variables, on trials, against what is exchangeable."""
 
+from .answered import trial_answers
+from .answers import answer_tuning
 from .association import covariates
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
@@ -12,6 +14,7 @@ __all__ = [
     "GlobalTest",
     "TrialCodes",
     "Variable",
+    "answer_tuning",
     "covariates",
     "feature_groups",
     "find_variable",
@@ -19,6 +22,7 @@ __all__ = [
     "predict_between",
     "probe",
     "significant",
+    "trial_answers",
     "trial_codes",
     "trial_means",
     "tune",
