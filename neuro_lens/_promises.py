@@ -1,33 +1,16 @@
-"""What every adapter promises, a function a promise; each notes on the subject what it breaks."""
+"""What every adapter promises of values, a function a promise; each notes what is broken."""
 
 from __future__ import annotations
 
-import copy
-import pickle
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from ._subject import (
-    PAIRS,
-    Subject,
-    changes,
-    close,
-    gradients,
-    picklable,
-    same,
-    slow_path,
-    snapshot,
-)
+from ._subject import FAILED, PAIRS, Subject, gradients, half, same, tried
 from .base import NeuroLensError
-from .hooks.eager import uncompiled
 from .hooks.taps import Site
 
 _MIDDLES = (
@@ -41,11 +24,6 @@ _TERMS = {
     "mid_cross": (_MIDDLES[2:], "cross_attn_out"),
     "post": (_MIDDLES, "mlp_out"),
 }
-
-
-def half(x: Tensor, hook: Any) -> Tensor:
-    """Return a value other than the one that is there."""
-    return x * 0.5 + 0.1
 
 
 def idle(s: Subject, mode: str) -> None:
@@ -75,8 +53,8 @@ def reading(s: Subject, mode: str) -> None:
     bare = s.bare()
     if s.exact and not same(s.cached(s.exact)[0], bare):
         s.says(f"reading hook points changes the output in {mode} mode")
-    if s.pairs and mode == "eval" and not close(s.cached(s.pairs)[0], bare):
-        s.says("reading scores and pattern changes the output by over 1e-3")
+    if s.pairs and mode == "eval" and not s.close(s.cached(s.pairs)[0], bare):
+        s.says(f"reading scores and pattern changes the output by over {s.tolerance:g}")
 
 
 def axes(s: Subject, mode: str) -> None:
@@ -107,13 +85,14 @@ def writing(s: Subject, mode: str) -> None:
     """Hold what is written back to change nothing, and something else to reach the output."""
     bare = s.bare()
     for name in s.names:
-        agree = close if name in s.pairs else same
+        agree = s.close if name in s.pairs else same
         back = s.edited(name, lambda x, hook: x.clone())
         if not agree(back, bare):
             s.says(f"writing back what {name!r} held changes the output")
         if same(s.edited(name, half), back):
             s.unreached.add(name)
-            s.says(f"a value written at {name!r} does not reach the output")
+            if s.hooked.sites[name].axis is not None:
+                s.says(f"a value written at {name!r} does not reach the output")
 
 
 def tasks(s: Subject, mode: str) -> None:
@@ -158,147 +137,13 @@ def gradient(s: Subject, mode: str) -> None:
     if not s.exact:
         return
     with torch.enable_grad():
-        own, again = (gradients(s.bare(), s.parameters) for _ in range(2))
-        if own is None:
+        own, again = (tried(lambda: gradients(s.bare(), s.parameters)) for _ in range(2))
+        if own is None or own is FAILED:
             return
-        agree = same if same(own, again) else close
+        agree = same if same(own, again) else s.close
         if not agree(gradients(s.cached(s.exact)[0], s.parameters), own):
             s.says("reading hook points changes the gradients")
         _backward_hooks(s, own)
-
-
-def exceptions(s: Subject, mode: str) -> None:
-    """Hold an exception in a hook to come out as it is, and to leave nothing behind."""
-    bare, before = s.bare(), snapshot(s.decoder)
-
-    def fail(x: Tensor, hook: Any) -> None:
-        raise _StopError
-
-    for name in s.one_of_each:
-        try:
-            s.edited(name, fail)
-            s.says(f"an exception raised in a hook at {name!r} does not come out")
-        except _StopError:
-            pass
-        left = changes(before, s.decoder)
-        if left or torch.overrides._get_current_function_mode_stack():
-            what = left[0] if left else "a TorchFunctionMode"
-            s.says(f"an exception raised in a hook at {name!r} leaves something on {what!r}")
-    with slow_path():
-        if not same(s.call(s.hooked), bare):
-            s.says("after an exception raised in a hook, an idle call gives another output")
-
-
-def autocast(s: Subject, mode: str) -> None:
-    """Hold the same under bfloat16 autocast, where the decoder itself runs in it."""
-    with torch.autocast(_device(s), torch.bfloat16):
-        bare = _tried(s.bare)
-        if bare is _FAILED:
-            return
-        if not same(s.cached(s.exact)[0], bare):
-            s.says("reading hook points changes the output under bfloat16 autocast")
-        if s.pairs:
-            s.cached(s.pairs)
-        for name in s.one_of_each:
-            back = s.edited(name, lambda x, hook: x.clone())
-            if name in s.exact and not same(back, bare):
-                s.says(f"writing back what {name!r} held changes the output under autocast")
-
-
-def checkpointing(s: Subject, mode: str) -> None:
-    """Hold reading to change nothing in checkpointed blocks, and a changed value to raise."""
-    other = s.on(copy.deepcopy(uncompiled(s.decoder)))
-    inside = _checkpointed(other)
-    with torch.enable_grad():
-        own = _tried(lambda: gradients(other.bare(), other.parameters))
-        if own is _FAILED or own is None or not inside:
-            return
-        try:
-            found = gradients(other.cached(inside)[0], other.parameters)
-            if not same(found, own):
-                s.says("reading hook points in a checkpointed block changes the gradients")
-        except Exception as error:
-            s.says(f"reading hook points in a checkpointed block fails: {error}")
-        for name in {other.hooked.sites[n].kind: n for n in inside}.values():
-            try:
-                other.edited(name, half)
-                s.says(f"a value changed at {name!r} in a checkpointed block does not raise")
-            except NeuroLensError:
-                pass
-
-
-def compilation(s: Subject, mode: str) -> None:
-    """Hold an idle call to keep the user's ``torch.compile``, and a live one to run eagerly.
-
-    One small module of the decoder is compiled, since tracing all of it can take minutes.
-    """
-    compiled_calls: list[int] = []
-
-    def backend(graph: Any, example_inputs: Any) -> Callable:
-        def run(*args: Any) -> Any:
-            compiled_calls.append(1)
-            return graph.forward(*args)
-
-        return run
-
-    other = s.on(copy.deepcopy(uncompiled(s.decoder)))
-    name, module = _smallest_tapped(other)
-    with _fresh_compiler():
-        _compile(module, backend)
-        if _tried(other.bare) is _FAILED or not compiled_calls:
-            return
-        compiled_calls.clear()
-        with slow_path():
-            other.call(other.hooked)
-        if not compiled_calls:
-            s.says("an idle call does not run what was compiled")
-        compiled_calls.clear()
-        live = _tried(lambda: other.edited(name, half))
-        if not same(live, s.edited(name, half)) or compiled_calls:
-            s.says("a live call with a compiled module is not the eager one")
-        if not same(_tried(lambda: other.cached(s.exact)[0]), s.bare()):
-            s.says("reading hook points with a compiled module changes the output")
-
-
-def pickling(s: Subject, mode: str) -> None:
-    """Hold the HookedDecoder of a decoder that can be pickled to be so too."""
-    if not picklable(s.decoder):
-        return
-    _, (_, *table) = s.hooked._remake
-    if picklable(table):
-        other = Subject(pickle.loads(pickle.dumps(s.hooked)), s.batch)
-        if not same(other.cached(s.exact)[0], s.bare()):
-            s.says("a pickled HookedDecoder gives another output")
-
-
-def copying(s: Subject, mode: str) -> None:
-    """Hold a deep copy to have the same points, and a decoder of its own."""
-    bare = s.bare()
-    copied = copy.deepcopy(s.hooked)
-    other = Subject(copied, s.batch)
-    if not same(other.cached(s.exact)[0], bare):
-        s.says("a deep copy of the HookedDecoder gives another output")
-    ours = {id(m) for m in s.decoder.modules()} | {id(p) for p in s.decoder.parameters()}
-    theirs = [*copied.decoder.modules(), *copied.decoder.parameters()]
-    copied.add_hook(s.exact[0], half)
-    if any(id(t) in ours for t in theirs) or s.hooked._live:
-        s.says("a deep copy of the HookedDecoder shares modules, weights or hooks with it")
-
-
-def sharing(s: Subject, mode: str) -> None:
-    """Hold two HookedDecoders of one decoder not to see each other's hooks."""
-    bare, other, found = s.bare(), s.on(s.decoder), []
-    last = [n for n in s.values if n in s.exact][-1]
-
-    def second(x: Tensor, hook: Any) -> None:
-        found.append(other.cached(s.exact)[0])
-
-    for name in s.one_of_each:
-        hooks = [(name, half), (name, second), (last, second)]
-        if not same(s.call(s.hooked.run_with_hooks, fwd_hooks=hooks), s.edited(name, half)):
-            s.says(f"a second HookedDecoder called in a hook changes what is written at {name!r}")
-    if not all(same(f, bare) for f in found):
-        s.says("a second HookedDecoder of the decoder sees the first one's hooks")
 
 
 def _row(s: Subject, site: Site) -> dict[str, Any]:
@@ -311,7 +156,8 @@ def _row(s: Subject, site: Site) -> dict[str, Any]:
         try:
             count = len(s.hooked.vectors(site.name, value, s.batch).values)
         except Exception as error:
-            s.says(_sentence(site.name, error))
+            if site.axis is not None:
+                s.says(_sentence(site.name, error))
     return {**row, "shape": tuple(value.shape), "n_vectors": count}
 
 
@@ -341,86 +187,12 @@ def _backward_hooks(s: Subject, own: Any) -> None:
 
     with s.hooked.hooks([(n, seen) for n in s.exact], [(n, back) for n in s.exact]):
         found = gradients(s.call(s.hooked), s.parameters)
-    if not close(found, own):
+    if not s.close(found, own):
         s.says("backward hooks change the gradients")
     for name in sorted(expected - fired - s.unreached):
         s.says(f"a backward hook at {name!r} does not fire")
 
 
-def _checkpointed(s: Subject) -> list[str]:
-    """Checkpoint the outermost modules with taps inside; return the points that lie inside."""
-    called: set[str] = set()
-    modules = dict(s.decoder.named_modules())
-    handles = [
-        m.register_forward_hook(lambda *_, p=path: called.add(p)) for path, m in modules.items()
-    ]
-    s.bare()
-    for handle in handles:
-        handle.remove()
-    tapped = {n: s.hooked.sites[n].module for n in s.exact}
-    holding = [p for p in called if p and any(_within(t, p) for t in tapped.values())]
-    outermost = [p for p in holding if not any(_within(p, other) for other in holding)]
-    for path in outermost:
-        modules[path].forward = partial(_rerun, modules[path].forward)  # type: ignore[method-assign]
-    return [n for n, t in tapped.items() if any(_within(t, p) for p in outermost)]
-
-
-def _rerun(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def _within(path: str, module: str) -> bool:
-    return path.startswith(f"{module}.")
-
-
-def _compile(module: nn.Module, backend: Any) -> None:
-    """Do as ``module.compile`` does, also for PyTorch's own modules, which that passes over."""
-    call = module._call_impl
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **kwargs)
-
-    module._compiled_call_impl = torch.compile(run, backend=backend)  # type: ignore[assignment]
-
-
-def _smallest_tapped(s: Subject) -> tuple[str, nn.Module]:
-    """Return a hook point and the module it sits at, one with few modules inside."""
-    modules = dict(s.decoder.named_modules(remove_duplicate=False))
-    found = [(name, modules[s.hooked.sites[name].module]) for name in s.exact]
-    return min(found, key=lambda pair: sum(1 for _ in pair[1].modules()))
-
-
-@contextmanager
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch._dynamo.reset()
-
-
-def _device(s: Subject) -> str:
-    tensors: Iterator[Tensor | nn.Parameter] = s.decoder.parameters()
-    return next((t.device.type for t in tensors), "cpu")
-
-
-def _tried(function: Callable[[], Any]) -> Any:
-    """Return what the decoder itself gives, or that it cannot run this way."""
-    try:
-        return function()
-    except Exception:
-        return _FAILED
-
-
 def _sentence(name: str, error: Exception) -> str:
     said = str(error)
     return said if isinstance(error, NeuroLensError) else f"{name!r}: {type(error).__name__} {said}"
-
-
-class _StopError(Exception):
-    """Raised in a hook to see where it goes."""
-
-
-_FAILED = object()

@@ -18,6 +18,7 @@ from .hooks import HookedDecoder
 from .hooks.eager import uncompiled
 
 PAIRS = ("attn_scores", "pattern")
+FAILED = object()
 
 
 class Subject:
@@ -66,11 +67,9 @@ class Subject:
             return self.call(self.decoder)
 
     def cached(self, names: Collection[str], **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
-        """Run with these hook points cached."""
-        run = self.hooked.run_with_cache
-        return self.call(
-            run, names_filter=lambda n: n in names, return_cache_object=False, **kwargs
-        )
+        """Run with these hook points cached, also where the decoder then writes over them."""
+        kwargs |= {"names_filter": lambda n: n in names, "return_cache_object": False}
+        return self.call(self.hooked.run_with_cache, clone=True, **kwargs)
 
     def edited(self, name: str, hook: Callable) -> Any:
         """Run with a hook at a point."""
@@ -89,6 +88,17 @@ class Subject:
             for name, buffer in self.decoder.named_buffers():
                 if name in self.buffers:
                     buffer.copy_(self.buffers[name])
+
+    @cached_property
+    def tolerance(self) -> float:
+        """How far what is computed another way may lie, by the precision of the weights."""
+        weights = [p.dtype for p in self.decoder.parameters() if p.is_floating_point()]
+        return max([1e-3, *(4 * torch.finfo(dtype).eps for dtype in weights)])
+
+    def close(self, a: Any, b: Any) -> bool:
+        """Whether two outputs agree to the tolerance."""
+        near = self.tolerance
+        return _agree(a, b, lambda x, y: torch.allclose(x, y, near, near, equal_nan=True))
 
     @property
     def exact(self) -> list[str]:
@@ -143,9 +153,17 @@ def same(a: Any, b: Any) -> bool:
     return _agree(a, b, lambda x, y: torch.equal(x, y) or _equal_with_nan(x, y))
 
 
-def close(a: Any, b: Any) -> bool:
-    """Whether two outputs agree to 1e-3."""
-    return _agree(a, b, lambda x, y: torch.allclose(x, y, 1e-3, 1e-3, equal_nan=True))
+def half(x: Tensor, hook: Any) -> Tensor:
+    """Return a value other than the one that is there; of indices and masks, zeros."""
+    return x * 0.5 + 0.1 if x.is_floating_point() else torch.zeros_like(x)
+
+
+def tried(function: Callable[[], Any]) -> Any:
+    """Return what the decoder itself gives, or that it cannot run this way."""
+    try:
+        return function()
+    except Exception:
+        return FAILED
 
 
 def picklable(thing: Any) -> bool:

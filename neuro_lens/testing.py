@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import _promises as promise
+from . import _surroundings as around
 from ._subject import Subject, changes, mode_kept, same, snapshot
 from .base import NeuroLensError
 from .hooks import HookedDecoder, hook_model
@@ -20,13 +21,13 @@ _EVAL = (
     promise.axes,
     promise.writing,
     promise.tasks,
-    promise.exceptions,
-    promise.sharing,
-    promise.autocast,
-    promise.pickling,
+    around.exceptions,
+    around.sharing,
+    around.autocast,
+    around.pickling,
 )
 _TRAIN = (promise.gradient,)
-_ON_COPIES = (promise.copying, promise.checkpointing, promise.compilation)
+_ON_COPIES = (around.copying, around.checkpointing, around.compilation)
 
 
 def check_adapter(decoder: nn.Module, inputs: Any) -> pd.DataFrame:
@@ -38,13 +39,15 @@ def check_adapter(decoder: nn.Module, inputs: Any) -> pd.DataFrame:
     was written; a sum without its branch is its stream.
 
     Further: points that are not optional fire, with the shape that their axis says; writing back
-    what was read changes nothing, and writing something else shows in the output; tasks give as
+    what was read changes nothing, and writing something else at points with an axis shows in the
+    output; tasks give as
     many rows as their mask has; parameters' gradients stay bit-identical and backward hooks
     fire; an exception in a hook leaves nothing behind; the same holds under bfloat16 autocast; in
     a checkpointed block reading changes nothing and a changed value raises; ``torch.compile`` is
     kept by idle calls and left by live ones; pickles, deep copies and a second HookedDecoder of
     the decoder work and are independent; modules and weights stay as they were. What the
-    decoder itself cannot do (autocast, checkpointing, compiling, pickling) is not asked of it.
+    decoder itself cannot do (backward, autocast, checkpointing, compiling, pickling) is not asked
+    of it.
 
     Parameters
     ----------
@@ -57,7 +60,8 @@ def check_adapter(decoder: nn.Module, inputs: Any) -> pd.DataFrame:
     -------
     DataFrame
         A row a hook point: name, axis, fired, shape, and how many vectors it gives
-        (null for scores, pattern and rotated points, which give none).
+        (null for scores, pattern and rotated points, which give none, and for points of no
+        declared axis where that cannot be told).
 
     Raises
     ------
