@@ -3,7 +3,8 @@
 Three kinds of block are known by their structure: ``nn.TransformerEncoderLayer`` and
 ``nn.TransformerDecoderLayer`` with their subclasses (NDT1, NDT2, STNDT), and any block with one
 attention module and one feed-forward module (MtM, NEDS, ViV1T, ViT-like blocks). An
-``nn.MultiheadAttention`` outside a block has its attention points alone.
+``nn.MultiheadAttention`` outside a block has its attention points alone, and any other module
+there (an embedding, a readout) its ``<path>.hook_in`` and ``<path>.hook_out``.
 
 Names are ``blocks.{l}.*``, below the stack's path where a decoder has several stacks; the axis is
 ``position``, below that path too. Where several stacks are no layers of PyTorch's, as in ViV1T,

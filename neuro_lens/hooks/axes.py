@@ -64,10 +64,17 @@ def vectors(
 ) -> Vectors:
     """Return the valid rows of ``value``, the tensor of ``site`` in a call with ``inputs``."""
     refuse_vectors(site)
+    if not value.is_floating_point():
+        raise NeuroLensError(
+            f"{site.name!r} holds {value.dtype} values, indices or a mask, and no vectors; choose "
+            "the output of the module that reads them"
+        )
     value = flatten_heads(site, value)
     axis = site.axis if site.axis is not None else ("window" if value.ndim == 2 else ANY_AXIS)
     flat_point = site.select is not None or axis == "window"
     expected = "(n, d)" if flat_point else "(window, position, d)"
+    if site.select is None and (site.axis is None or axis == "window"):
+        _refuse_other_windows(site, value, inputs)
     if " " in axis:
         value = _in_line(site, value, inputs)
     if value.ndim != (2 if flat_point else 3):
@@ -95,13 +102,29 @@ def vectors(
 
 def _in_line(site: Site, value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Return a grid's positions in one dimension, also of rows that lie beside the windows."""
-    n_windows = next(len(v) for v in inputs.values() if isinstance(v, Tensor))
+    n_windows = _n_windows(inputs) or len(value)
     if len(value) % n_windows:
         raise NeuroLensError(
             f"{site.name!r} has shape {tuple(value.shape)}, whose first dimension is no multiple "
             f"of the call's {n_windows} windows; declare another axis than {site.axis!r} in its tap"
         )
     return value.reshape(n_windows, -1, value.shape[-1])
+
+
+def _refuse_other_windows(site: Site, value: Tensor, inputs: Mapping[str, Any]) -> None:
+    """Raise where the first dimension is not the windows: the rows would be given to wrong ones."""
+    n_windows = _n_windows(inputs)
+    if n_windows is not None and (value.ndim == 0 or len(value) != n_windows):
+        raise NeuroLensError(
+            f"{site.name!r} has shape {tuple(value.shape)}, and the first dimension was expected "
+            f"to be the call's {n_windows} windows; give it a tap that says how its rows lie "
+            "(axis=, batch_first= or select=)"
+        )
+
+
+def _n_windows(inputs: Mapping[str, Any]) -> int | None:
+    """Return the length of the first tensor; None where no input is a tensor."""
+    return next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim), None)
 
 
 def _valid(
@@ -113,7 +136,7 @@ def _valid(
 ) -> Tensor:
     if site.axis is None and axis not in masks:
         raise NeuroLensError(
-            f"{site.name!r} belongs to no adapter, so nothing says which of its positions are "
+            f"{site.name!r} is in no table of taps, so nothing says which of its positions are "
             f"padding; pass hook_model(..., masks={{{axis!r}: 'keyword'}}), or None in its place "
             "where nothing is padded"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from ..base import NeuroLensError, Task
 from .eager import uncompiled
 from .hooked import HookedDecoder
 from .registry import Adapter, FromInputs, find_adapter
-from .taps import Tap, expand
+from .taps import Site, Tap, expand
 from .tracing import generic_sites
 
 _VERBS = ("run_with_cache", "run_with_hooks", "run_with_saes", "run_with_cache_with_saes")
@@ -32,8 +33,9 @@ def hook_model(
     decoder : Module
         Left as it is.
     taps : sequence of taps, optional
-        Where the hook points sit. By default the adapter's that matches the decoder, and without
-        one ``<path>.hook_in`` and ``<path>.hook_out`` of every submodule.
+        Where the hook points sit. By default the adapter's that matches the decoder; modules that
+        a general adapter's table leaves aside, and without an adapter all of them, have
+        ``<path>.hook_in`` and ``<path>.hook_out``.
     tasks : mapping of str to Task, optional
         Instead of the adapter's.
     masks, timestamps : mapping, optional
@@ -78,7 +80,21 @@ def _sites(decoder: nn.Module, taps: Sequence[Tap] | None, adapter: Adapter | No
     if adapter is None:
         return generic_sites(decoder)
     rows = adapter.taps(decoder) if callable(adapter.taps) else adapter.taps
-    return expand(rows, decoder, adapter.n_layers(decoder) if adapter.n_layers else None)
+    sites = expand(rows, decoder, adapter.n_layers(decoder) if adapter.n_layers else None)
+    return {**sites, **_aside(decoder, sites)} if adapter.general else sites
+
+
+def _aside(decoder: nn.Module, sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Return the general points of the modules that no tap sits at or above."""
+    modules = dict(decoder.named_modules(remove_duplicate=False))
+    tapped = {id(modules[site.module]) for site in sites.values()}
+
+    def is_aside(path: str) -> bool:
+        parts = path.split(".")
+        above = ("", *accumulate(parts, "{}.{}".format))
+        return not any(id(modules[p]) in tapped for p in above)
+
+    return {name: s for name, s in generic_sites(decoder).items() if is_aside(s.module)}
 
 
 def _refuse_keywords(decoder: nn.Module) -> None:

@@ -63,7 +63,8 @@ def register_decoder(
     timestamps : mapping, optional
         For each axis the keyword of its timestamps (s), or a function of the inputs.
     general : bool
-        Whether it gives way to every adapter that matches too and is not general.
+        Whether it knows parts of many decoders: it gives way to every other adapter that matches,
+        and modules that no row sits at or above keep their ``<path>.hook_in`` and ``hook_out``.
     """
     adapter = Adapter(matches, taps, n_layers, tasks, masks or {}, timestamps or {}, general)
     _registered.insert(0, adapter)

@@ -37,6 +37,8 @@ class Trace(list):
         kinds = sorted({type(tap).__name__ for tap in self})
         lines = [f"from neuro_lens.hooks import {', '.join(kinds)}", ""] if kinds else []
         lines += ["taps = [", *map(_source, self), "]"]
+        if not self:
+            lines.append("# nothing found but what every module has: <path>.hook_in and .hook_out")
         return "\n".join([*lines, *(f"# left out: {reason}" for reason in self.left_out)])
 
 

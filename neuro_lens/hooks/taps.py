@@ -166,7 +166,13 @@ class Site:
             return f"inside the SAE attached at {self.module!r}"
         if self.kind == "residual":
             return f"at the sum that adds the output of module {self.module!r} to its stream"
-        return f"at the {'input' if self.kind == 'in' else 'output'} of module {self.module!r}"
+        end = "input" if self.kind == "in" else "output"
+        if self.axis is None:
+            return (
+                f"as a tensor at the {end} of module {self.module!r}; of a dict a tap says which "
+                "element (arg=)"
+            )
+        return f"at the {end} of module {self.module!r}"
 
 
 def expand(taps: Iterable[Tap], decoder: nn.Module, n_layers: int | None = None) -> dict[str, Site]:

@@ -77,7 +77,9 @@ def trace(decoder: nn.Module, inputs: Any) -> Trace:
 def generic_sites(decoder: nn.Module) -> dict[str, Site]:
     """Return ``<path>.hook_in`` and ``<path>.hook_out`` of every submodule, each optional.
 
-    Containers without a forward, such as ``nn.ModuleList``, are left out.
+    They are a module's first argument, and what it gives, of a tuple the first element; where that
+    is no tensor they do not fire. Containers without a forward, such as ``nn.ModuleList``, are
+    left out.
     """
     sites = {}
     for path, module in decoder.named_modules():
@@ -90,9 +92,9 @@ def generic_sites(decoder: nn.Module) -> dict[str, Site]:
 
 
 def _first_argument(module: nn.Module) -> str | None:
-    wanted = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = inspect.signature(module.forward).parameters.values()
-    return next((p.name for p in named if p.kind is wanted), None)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return next((p.name for p in named if p.kind in kinds), None)
 
 
 @contextmanager

@@ -157,12 +157,14 @@ def test_attention_with_fewer_keys_than_queries_heads():
 
 def test_several_stacks_have_prefixes_and_axes_of_their_own():
     hooked = hook_model(small.EncoderDecoder())
-    assert {n.split(".blocks.")[0] for n in hooked.hook_dict} == {"reading", "answering"}
+    stacks = {n.split(".blocks.")[0] for n in hooked.hook_dict if ".blocks." in n}
+    assert stacks == {"reading", "answering"}
     assert hooked.axis("reading.blocks.0.attn.hook_pattern") == ("reading.position",) * 2
     crossed = ("answering.position", "answering.memory")
     assert hooked.axis("answering.blocks.1.cross_attn.hook_pattern") == crossed
     video = hook_model(small.ViV1T()).hook_dict
-    assert {n.split(".")[0] for n in video} == {"spatial_transformer", "temporal_transformer"}
+    stacks = {n.split(".blocks.")[0] for n in video if ".blocks." in n}
+    assert stacks == {"spatial_transformer", "temporal_transformer"}
     together = nn.ModuleDict({"layers": small.encoder().layers, "blocks": small.encoder().layers})
     assert "layers.blocks.1.hook_resid_pre" in hook_model(together).hook_dict
     assert "blocks.blocks.1.hook_resid_pre" in hook_model(together).hook_dict
@@ -170,8 +172,38 @@ def test_several_stacks_have_prefixes_and_axes_of_their_own():
 
 def test_blocks_keep_their_place_among_other_modules():
     decoder = nn.Sequential(nn.Linear(UNITS, D), small.layer(), nn.GELU(), small.layer())
-    assert {n.split(".")[1] for n in hook_model(decoder).hook_dict} == {"1", "3"}
+    names = hook_model(decoder).hook_dict
+    assert {n.split(".")[1] for n in names if n.startswith("blocks.")} == {"1", "3"}
+    assert {n for n in names if not n.startswith("blocks.")} == {
+        f"{module}.hook_{end}" for module in (0, 2) for end in ("in", "out")
+    }
     assert check_adapter(decoder, (spikes(),))["fired"].all()
+
+
+def test_modules_outside_the_blocks_have_the_points_of_any_module():
+    decoder, inputs = small.binned(LAYOUTS[1])
+    hooked = hook_model(decoder.eval())
+    outside = {n for n in hooked.hook_dict if not n.startswith("blocks.")}
+    modules = ("embed", "readout", "encoder", "encoder.norm")
+    assert outside == {f"{m}.hook_{end}" for m in modules for end in ("in", "out")}
+    assert hooked.hook_table().set_index("name").loc[list(outside), "optional"].all()
+    output, cache = hooked.run_with_cache(**inputs, names_filter=list(outside))
+    assert torch.equal(cache["embed.hook_out"], decoder.embed(inputs["spikes"]))
+    assert torch.equal(cache["readout.hook_out"], output)
+    found = hooked.vectors("readout.hook_in", cache["readout.hook_in"], inputs)
+    valid = ~inputs["padding_mask"]
+    assert torch.equal(found.values, cache["readout.hook_in"][valid])
+    half = hooked.run_with_hooks(**inputs, fwd_hooks=[("readout.hook_in", lambda x, hook: x * 0.5)])
+    assert torch.equal(half, decoder.readout(cache["readout.hook_in"] * 0.5))
+
+
+def test_positions_before_windows_outside_the_blocks_are_refused():
+    decoder, inputs = small.ndt1(True)
+    hooked = hook_model(decoder)
+    _, cache = hooked.run_with_cache(**inputs)
+    assert len(hooked.vectors("blocks.0.hook_resid_pre", cache["resid_pre", 0], inputs).values)
+    with pytest.raises(NeuroLensError, match=rf"\({T}, {N}, {D}\), .* call's {N} windows"):
+        hooked.vectors("embedder.hook_out", cache["embedder.hook_out"], inputs)
 
 
 def test_modules_of_another_structure_are_left_to_others():

@@ -130,13 +130,36 @@ def test_without_an_adapter_someone_must_say_what_is_padding():
     hooked = hook_model(decoder)
     _, cache = hooked.run_with_cache(x)
     assert set(cache) == {"0.hook_in", "0.hook_out", "1.hook_in", "1.hook_out"}
-    with pytest.raises(NeuroLensError, match="belongs to no adapter"):
+    with pytest.raises(NeuroLensError, match="is in no table of taps"):
         hooked.vectors("1.hook_out", cache["1.hook_out"], (x,))
     told = hook_model(decoder, masks={"position": None})
     found = told.vectors("1.hook_out", cache["1.hook_out"], (x,))
     assert torch.equal(found.values, decoder(x).flatten(0, 1))
     pooled = hooked.vectors("1.hook_out", cache["1.hook_out"][:, 0], (x,))
     assert pooled.position.tolist() == [-1, -1]
+
+
+def test_rows_that_are_no_windows_are_refused():
+    class Flattened(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.embed(x.flatten(0, 1))
+
+    x = torch.randn(2, 3, 4)
+    for taps in (None, [Out("embed.hook_out", "embed", axis="window")]):
+        hooked = hook_model(Flattened(), taps, masks={"position": None})
+        _, cache = hooked.run_with_cache(x)
+        with pytest.raises(NeuroLensError, match=r"shape \(6, 2\), .* the call's 2 windows; give"):
+            hooked.vectors("embed.hook_out", cache["embed.hook_out"], (x,))
+
+
+def test_positions_before_windows_are_refused_where_no_tap_says_so():
+    hooked = hook_model(nn.Sequential(nn.Linear(4, 2)), masks={"position": None})
+    with pytest.raises(NeuroLensError, match=r"shape \(3, 2, 2\), .* the call's 2 windows"):
+        hooked.vectors("0.hook_out", torch.zeros(3, 2, 2), (torch.zeros(2, 3, 4),))
 
 
 def test_a_wrong_axis_or_select_is_noticed():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from neuro_lens import NeuroLensError
 from neuro_lens.hooks import Attention, In, Out, Residual, hook_model
 
 
@@ -192,6 +193,27 @@ def test_without_an_adapter_every_submodule_is_hooked():
     assert torch.equal(output, decoder(x))
     assert torch.equal(cache["layers.0.hook_in"], x)
     assert "layers.0.hook_out" not in cache  # a dict; an adapter would say which element
+    with pytest.raises(NeuroLensError, match=r"as a tensor at the output of module 'layers.0'; of"):
+        hooked.run_with_cache(x, names_filter="layers.0.hook_out")
+
+
+def test_without_an_adapter_an_input_may_be_keyword_only():
+    class Scaled(nn.Module):
+        def forward(self, *, values):
+            return values * 2
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scaled = Scaled()
+
+        def forward(self, x):
+            return self.scaled(values=x)
+
+    hooked, x = hook_model(Calls()), torch.randn(2, 5, 8)
+    assert torch.equal(hooked.run_with_cache(x)[1]["scaled.hook_in"], x)
+    edited = hooked.run_with_hooks(x, fwd_hooks=[("scaled.hook_in", lambda v, hook: v + 1)])
+    assert torch.equal(edited, (x + 1) * 2)
 
 
 def test_without_an_adapter_tuples_give_their_first_element():
