@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from sae_lens import SAE, TrainingSAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
 def load_sae(folder: str | Path) -> SAE:
     """Read an SAE that :func:`train_sae`, or sae-lens's ``save_inference_model``, has written.
+
+    It gives the codes that ``sae_lens.SAE.load_from_disk`` gives, bit for bit; what would give
+    other codes than the trained SAE, or cannot stand in a decoder's forward, is refused.
 
     Parameters
     ----------
@@ -30,8 +34,8 @@ def load_sae(folder: str | Path) -> SAE:
     Raises
     ------
     NeuroLensError
-        When a file is missing or damaged, or the folder holds something that sae-lens cannot use
-        for inference.
+        When a file is missing or damaged, or the folder holds a checkpoint of a training, a
+        transcoder, a temporal SAE, or an architecture that sae-lens does not know.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -71,17 +75,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "train_sae(out=) writes one"
         )
     config = read_json(folder / CONFIG)
-    needed = ("architecture", "d_in", "d_sae")
+    needed = ("d_in", "d_sae")
     absent = [name for name in needed if not isinstance(config, dict) or name not in config]
     if absent:
         raise NeuroLensError(
             f"{folder / CONFIG} does not describe an SAE (it has no {', '.join(absent)}); "
             "sae-lens's save_inference_model writes one that does"
         )
-    if config.get("normalize_activations") == "expected_average_only_in":
+    if config.get("normalize_activations") in UNFOLDED:
         raise NeuroLensError(
             f"the SAE in {folder} was saved before its activation scaling was folded into the "
             "weights, a checkpoint of an unfinished training; save it after training has ended"
+        )
+    architecture = str(config.get("architecture", "standard"))
+    if "transcoder" in architecture or architecture == "temporal":
+        reads = "writes elsewhere than it reads" if "trans" in architecture else "reads sequences"
+        raise NeuroLensError(
+            f"{folder} holds a {architecture}, which {reads}; an SAE that reconstructs each vector "
+            "from its own codes was expected"
         )
     return config
 
@@ -100,8 +111,9 @@ def _check_weights(folder: Path, config: dict[str, Any]) -> None:
         ) from None
     if "topk_threshold" in names:
         raise NeuroLensError(
-            f"{folder} holds a training checkpoint of a batchtopk SAE; "
-            "save it with save_inference_model"
+            f"{folder} holds a {config.get('architecture')} SAE as it is trained, whose codes "
+            "depend on what else is in the batch; make a folder that can be read with "
+            f"sae_lens.TrainingSAE.load_from_disk({str(folder)!r}).save_inference_model(...)"
         )
     if shape != [config["d_sae"], config["d_in"]]:
         raise NeuroLensError(
