@@ -244,7 +244,8 @@ def iterable_passes(chunks: Iterable[Chunk | Tensor]) -> Pass:
                 yield chunk.detach().cpu().float(), window
                 first += len(chunk)
             else:
-                yield _fit_part(chunk.acts.detach().cpu(), chunk.index)
+                window, fit = _windows(chunk.index)
+                yield chunk.acts.detach().cpu()[fit].float(), window[fit.numpy()]
 
     return read
 
@@ -252,16 +253,18 @@ def iterable_passes(chunks: Iterable[Chunk | Tensor]) -> Pass:
 def _shard_parts(store: ActivationStore, shard: int, rows: int) -> Iterator[Part]:
     """Yield the fit vectors of a shard; its index is read at once, its vectors bit by bit."""
     for chunk in store.chunks(len(store), [shard]):
-        index = chunk.index[["window", "split"]]
+        window, fit = _windows(chunk.index)
         for start in range(0, len(chunk), rows):
-            yield _fit_part(chunk.acts[start : start + rows], index[start : start + rows])
+            here = slice(start, start + rows)
+            yield chunk.acts[here][fit[here]].float(), window[here][fit[here].numpy()]
 
 
-def _fit_part(acts: Tensor, index: pd.DataFrame) -> Part:
-    rows, window = fit_rows(index["split"]), index["window"].to_numpy()
-    if rows is not None:
-        acts, window = acts[torch.from_numpy(rows)], window[rows]
-    return acts.float(), window
+def _windows(index: pd.DataFrame) -> tuple[np.ndarray, Tensor]:
+    """Return the window of every row, and which rows may be fitted on."""
+    window, fit = index["window"].to_numpy(), fit_rows(index["split"])
+    return window, torch.ones(len(index), dtype=torch.bool) if fit is None else torch.from_numpy(
+        fit
+    )
 
 
 def _check_chunk(chunk: Tensor) -> None:
