@@ -185,7 +185,8 @@ class SplicedTrials:
 
 def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Return the index of each valid vector among all of the hook's, and its window."""
-    number = torch.arange(int(np.prod(shape)), device=prefix.x.device).reshape(*shape, 1)
+    size = int(np.prod(shape))
+    number = torch.arange(size, dtype=torch.double, device=prefix.x.device).reshape(*shape, 1)
     if prefix.hooked.sites[prefix.hook].n_heads is not None:
         number = number.unsqueeze(-1)
     vectors = prefix.hooked.vectors(prefix.hook, number, prefix.batch)
@@ -194,7 +195,7 @@ def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor]:
             f"hook {prefix.hook!r} has no valid position in {len(prefix.batch)} windows; "
             "check the batch's masks"
         )
-    return vectors.values.reshape(-1), vectors.window
+    return vectors.values.reshape(-1).long(), vectors.window
 
 
 def _target_gradient(part: Spliced, target: Tensor) -> Tensor:

@@ -43,9 +43,9 @@ def exchangeable(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, str]:
         flat = _detrended(x_nf[at], block, design.time[at])
         rho = _autocorrelation(flat, block, design.value[at], design.time[at])
         found.append(rho)
-        n_blocks = block.max() + 1
-        cube = flat.reshape(n_blocks, -1, flat.shape[1])
-        white = np.einsum("ij,bjf->bif", _root(rho, cube.shape[1], -0.5), cube)
+        length = len(block) // (block.max() + 1)
+        cube = flat.reshape(len(block) // length, length, flat.shape[1])
+        white = np.einsum("ij,bjf->bif", _root(rho, length, -0.5), cube)
         out[at] = centre_blocks(white.reshape(flat.shape), block)
     if not found:
         return out, ""

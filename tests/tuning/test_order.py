@@ -93,6 +93,14 @@ def test_the_limit_is_said_where_the_order_is_fixed_and_only_there(make_trials, 
         assert bool(rows.attrs["limits"]) == said
 
 
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_features_that_never_fire_are_reported_and_break_nothing(make_trials, order):
+    trials = make_trials(order=order)
+    rows = tune(TrialCodes(np.zeros((len(trials), 3)), trials), variables=["direction"])
+    assert rows["status"].tolist() == ["too sparse to tune"] * 3
+    assert rows["p"].isna().all()
+
+
 def test_an_order_that_is_not_fixed_is_left_as_it_is(make_trials, noise):
     trials = make_trials(order="random")
     design = make_design(trials, find_variable(trials, "direction"))
