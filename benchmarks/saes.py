@@ -3,7 +3,7 @@
 Both start from the same weights and see the same batches of synthetic vectors, step by step in
 turn, with the same learning rates, so that equal losses say that they do the same work.
 
-Run as ``python benchmarks/saes.py [steps]``.
+Run as ``python benchmarks/saes.py [share of the steps]``.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ class Case:
     d_sae: int
     seeds: int
     goal: float
+    steps: int
 
 
 CASES = (
-    Case("one SAE 128 → 4096", 4096, 1, 1.5),
-    Case("a bank of 8 SAEs 128 → 1024", 1024, 8, 2.5),
+    Case("one SAE 128 → 4096", 4096, 1, 1.5, 100),
+    Case("a bank of 8 SAEs 128 → 1024", 1024, 8, 2.5, 30),
 )
 
 
-def main(steps: int = 40) -> None:
+def main(share: float = 1.0) -> None:
     """Print each case on one thread and on two, then the device's case where there is one."""
-    print(f"k {K}, batch {BATCH}, {steps} steps, encoder products in {quick_dtype('cpu')}")
+    print(f"k {K}, batch {BATCH}, encoder products in {quick_dtype('cpu')}")
     for n_threads in (1, 2):
         torch.set_num_threads(n_threads)
         peaks = {dtype: peak(dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
@@ -55,12 +56,12 @@ def main(steps: int = 40) -> None:
             f"{peaks[torch.bfloat16]:.0f} in bfloat16"
         )
         for case in CASES:
-            compare(case, steps, "cpu", peaks)
+            compare(case, round(share * case.steps), "cpu", peaks)
     if torch.cuda.is_available():
         peaks = {dtype: peak(dtype, "cuda") for dtype in (torch.float32, torch.bfloat16)}
         print(torch.cuda.get_device_name())
         for case in CASES:
-            compare(case, steps, "cuda", peaks)
+            compare(case, round(share * case.steps), "cuda", peaks)
 
 
 def compare(case: Case, steps: int, device: str, peaks: dict[torch.dtype, float]) -> None:
@@ -153,7 +154,7 @@ def _report(
     last = slice(-max(1, len(losses["ours"]) // 8), None)
     final = {name: float(np.mean(values[last])) for name, values in losses.items()}
     print(
-        f"  {case.what}: {case.seeds * BATCH / np.median(ours):,.0f} activations/s, SAETrainer "
+        f"  {case.what}, {len(times['ours'])} steps: {case.seeds * BATCH / np.median(ours):,.0f} activations/s, SAETrainer "
         f"{case.seeds * BATCH / np.median(theirs):,.0f}; ratio of medians {ratio:.1f} "
         f"(quartiles {np.percentile(theirs / ours, 25):.1f} to "
         f"{np.percentile(theirs / ours, 75):.1f}; goal {case.goal})\n"
@@ -167,4 +168,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:2]))
+    main(*(float(a) for a in sys.argv[1:2]))
