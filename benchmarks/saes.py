@@ -154,7 +154,8 @@ def _report(
     last = slice(-max(1, len(losses["ours"]) // 8), None)
     final = {name: float(np.mean(values[last])) for name, values in losses.items()}
     print(
-        f"  {case.what}, {len(times['ours'])} steps: {case.seeds * BATCH / np.median(ours):,.0f} activations/s, SAETrainer "
+        f"  {case.what}, {len(times['ours'])} steps: "
+        f"{case.seeds * BATCH / np.median(ours):,.0f} activations/s, SAETrainer "
         f"{case.seeds * BATCH / np.median(theirs):,.0f}; ratio of medians {ratio:.1f} "
         f"(quartiles {np.percentile(theirs / ours, 25):.1f} to "
         f"{np.percentile(theirs / ours, 75):.1f}; goal {case.goal})\n"
