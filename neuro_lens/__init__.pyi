@@ -13,6 +13,7 @@ from .hooks import register_decoder as register_decoder
 from .report import plot_tuning as plot_tuning
 from .saes import evaluate_sae as evaluate_sae
 from .saes import load_sae as load_sae
+from .saes import train_bank as train_bank
 from .saes import train_sae as train_sae
 from .studies import run_study as run_study
 from .tuning import answer_tuning as answer_tuning
