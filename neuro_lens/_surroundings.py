@@ -223,5 +223,5 @@ def _device(s: Subject) -> str:
     return next((t.device.type for t in tensors), "cpu")
 
 
-class _StopError(Exception):
-    """Raised in a hook to see where it goes."""
+class _StopError(TypeError):
+    """Raised in a hook to see where it goes; Python's ``+`` would take a TypeError for its own."""

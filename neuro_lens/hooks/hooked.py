@@ -19,7 +19,7 @@ from .eager import eager, uncompiled
 from .plan import Plan
 from .points import Point
 from .registry import FromInputs
-from .run import Run, Stopped, current
+from .run import Raised, Run, Stopped, current
 from .splicing import SaeVerbs
 from .taps import Site
 
@@ -296,6 +296,8 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
             )
             output = self._run(plan, run, args, kwargs)
             run.check(self.sites, live, self._must_fire((*(cached if named else ()), *stops)))
+        except Raised as raised:
+            raise raised.error from raised.error.__cause__
         finally:
             self._busy.release()
         return (output, run.cache) if cached else output
@@ -322,7 +324,7 @@ class HookedDecoder(SaeVerbs, HookedRootModule):
 
     def _plan(self, live: Collection[str]) -> Plan:
         plan = self._plans.get(live)
-        if plan is None:
+        if plan is None or not plan.stands:
             modules = dict(uncompiled(self.decoder).named_modules(remove_duplicate=False))
             plan = self._plans[live] = Plan(modules, self.sites, live)
             if len(self._plans) > 64:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .run import Run, current
+from .run import Raised, Run, current
 
 _SUMS = {
     torch.add,
@@ -113,6 +113,13 @@ def _sum(func: Any, args: tuple, place: int, ticket: Ticket) -> Tensor:
     run = ticket.run
     assert run is not None
     ticket.run = None
+    try:
+        return _fired(func, args, place, ticket, run)
+    except TypeError as error:
+        raise Raised(error) from error
+
+
+def _fired(func: Any, args: tuple, place: int, ticket: Ticket, run: Run) -> Tensor:
     operands = list(args)
     if ticket.branch is not None:
         operands[place] = _fire_branch(

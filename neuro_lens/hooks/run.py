@@ -30,6 +30,14 @@ class Stopped(BaseException):
         self.value = value
 
 
+class Raised(BaseException):
+    """Carries a hook's TypeError out of ``+``, which would take it for an operand it cannot add."""
+
+    def __init__(self, error: TypeError) -> None:
+        super().__init__()
+        self.error = error
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """The state of one live call, and the token that its taps answer to.
