@@ -27,20 +27,17 @@ class Described:
 
     def hook_table(self) -> pd.DataFrame:
         """Return a row per hook point: name, axis, module, kind, n_heads, optional."""
-        sites = (self._site(name) for name in self.hook_dict)
+        sites = [self._site(name) for name in self.hook_dict]
         return pd.DataFrame(
-            [
-                {
-                    "name": s.name,
-                    "axis": ", ".join(s.axis) if isinstance(s.axis, tuple) else s.axis,
-                    "module": s.module,
-                    "kind": s.kind,
-                    "n_heads": s.n_heads,
-                    "optional": s.optional,
-                }
-                for s in sites
-            ]
-        ).astype({"n_heads": "Int64"})
+            {
+                "name": [s.name for s in sites],
+                "axis": [", ".join(s.axis) if isinstance(s.axis, tuple) else s.axis for s in sites],
+                "module": [s.module for s in sites],
+                "kind": [s.kind for s in sites],
+                "n_heads": pd.array([s.n_heads for s in sites], dtype="Int64"),
+                "optional": pd.array([s.optional for s in sites], dtype=bool),
+            }
+        )
 
     def axis(self, name: str) -> Axis | None:
         """Return the axis of a hook point; a (query, key) pair for scores and pattern."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 from torch import nn
@@ -42,6 +42,13 @@ class Plan:
             if name in names and site.kind != "sae":
                 by_module.setdefault(site.module, []).append(site)
         self.ports = [_Port(self, modules[path], here) for path, here in by_module.items()]
+        paths = {p for path in by_module if path for p in accumulate(path.split("."), _join)}
+        self._held = [(*_parent(path, modules), modules[path]) for path in paths]
+
+    @property
+    def stands(self) -> bool:
+        """Whether the decoder still holds the modules that the plan was made for."""
+        return all(held.get(name) is module for held, name, module in self._held)
 
     def install(self) -> None:
         """Put the hooks on the modules."""
@@ -54,6 +61,15 @@ class Plan:
             port.remove(self.id)
         while run.modes:
             run.modes.pop().__exit__(None, None, None)
+
+
+def _join(above: str, name: str) -> str:
+    return f"{above}.{name}"
+
+
+def _parent(path: str, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Any], str]:
+    above, _, name = path.rpartition(".")
+    return modules[above]._modules, name
 
 
 class _Port:

@@ -47,6 +47,11 @@ class Point(HookPoint):
         alias_names: list[str] | None = None,
     ) -> None:
         """Attach a hook, as `HookPoint.add_hook`; what a backward hook returns is checked here."""
+        if not callable(hook):
+            raise NeuroLensError(
+                f"a hook at {self.name!r} is a {type(hook).__name__}; give a function that is "
+                "called as hook(value, hook=point)"
+            )
         placed = hook if dir == "fwd" else partial(_gradient, hook)
         super().add_hook(placed, dir, is_permanent, level, prepend, alias_names)
         handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks

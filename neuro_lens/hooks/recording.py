@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -113,7 +114,11 @@ class Recording(TorchFunctionMode):
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.modules = dict(decoder.named_modules())
+        self.modules = {
+            path: module
+            for path, module in decoder.named_modules()
+            if not isinstance(module, ScriptModule)  # takes no hooks
+        }
         self.paths = {path for path, _ in decoder.named_modules(remove_duplicate=False)}
         self.nodes: list[Node] = []
         self.calls: dict[str, list[Call]] = defaultdict(list)

@@ -78,17 +78,24 @@ def generic_sites(decoder: nn.Module) -> dict[str, Site]:
     """Return ``<path>.hook_in`` and ``<path>.hook_out`` of every submodule, each optional.
 
     They are a module's first argument, and what it gives, of a tuple the first element; where that
-    is no tensor they do not fire. Containers without a forward, such as ``nn.ModuleList``, are
-    left out.
+    is no tensor they do not fire. Containers without a forward, such as ``nn.ModuleList``, and
+    scripted modules, on which torch takes no hooks, are left out.
     """
     sites = {}
     for path, module in decoder.named_modules():
-        if path and type(module).forward is not nn.Module.forward:
+        if path and not _is_container(module):
             for kind in ("in", "out"):
                 name = f"{path}.hook_{kind}"
                 place = (0, _first_argument(module) if kind == "in" else None)
                 sites[name] = Site(name, kind, path, None, place=place, optional=True)
     return sites
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether torch calls no hooks of it; scripted modules are not taken apart either."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    return type(module).forward is nn.Module.forward
 
 
 def _first_argument(module: nn.Module) -> str | None:

@@ -40,6 +40,8 @@ def element(site: Site, output: Any) -> Tensor | None:
     """Return the tensor of ``site`` in ``output``; None where a point without a tap has none."""
     if site.arg is not None:
         try:
+            if isinstance(output, Tensor):
+                raise TypeError
             output = output[site.arg]
         except (KeyError, IndexError, TypeError):
             raise NeuroLensError(
@@ -68,6 +70,7 @@ def _fire(site: Site, run: Run, x: Tensor) -> Tensor:
     """Fire on the part, by heads, that the tap names; ``x`` itself where nothing changed."""
     whole = plain(x)
     shown = whole
+    _refuse_uneven(site, whole)
     if site.part is not None:
         index, n_parts = site.part
         shown = whole.chunk(n_parts, dim=-1)[index]
@@ -84,6 +87,20 @@ def _fire(site: Site, run: Run, x: Tensor) -> Tensor:
         pieces[index] = new
         new = torch.cat(pieces, dim=-1)
     return tag(new, x.ticket) if isinstance(x, Branch) else new
+
+
+def _refuse_uneven(site: Site, x: Tensor) -> None:
+    """Raise where the last dimension has no such part, or does not split by heads."""
+    if site.part is None and site.n_heads is None:
+        return
+    index, n_parts = site.part or (0, 1)
+    heads = 1 if site.n_heads is None or site.role == "pattern" else site.n_heads
+    if not 0 <= index < n_parts or x.shape[-1] % (n_parts * heads):
+        asked = [f"part={site.part}"] * (site.part is not None) + [f"heads={heads}"] * (heads > 1)
+        raise NeuroLensError(
+            f"{site.name!r} has shape {tuple(x.shape)} {site.expected}, whose last dimension does "
+            f"not divide by the tap's {' and '.join(asked)}; mend the tap"
+        )
 
 
 def _tensor(site: Site, value: Any) -> Tensor | None:

@@ -386,3 +386,9 @@ def test_nested_tensors_are_refused():
     ):
         hooked.run_with_cache([torch.randn(3, 8), torch.randn(5, 8)])
     assert not decoder.linear._forward_hooks
+
+
+def test_a_hook_that_cannot_be_called_is_refused(poyo):
+    with pytest.raises(NeuroLensError, match="'hook_readout_in' is a str; give a function"):
+        poyo.hooked.run_with_hooks(**poyo.inputs, fwd_hooks=[("hook_readout_in", "zero")])
+    assert not poyo.hooked._live

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from neuro_lens import NeuroLensError
-from neuro_lens.hooks import Attention, In, Out, Residual, hook_model
+from neuro_lens.hooks import Attention, In, Out, Residual, hook_model, trace
 
 
 class Block(nn.Module):
@@ -270,3 +270,49 @@ def test_an_edited_sum_in_place_shows_in_every_name_of_the_stream():
     hooked = hook_model(decoder, [Residual("out", "post", "f", axis="time")])
     output = hooked.run_with_hooks(x, fwd_hooks=[("post", lambda v, hook: v * 3)])
     assert torch.equal(output, (x + decoder.f(x)) * 3 * 2)
+
+
+@pytest.mark.parametrize(
+    ("tap", "said"),
+    [
+        (Out("a", "0", axis="t", part=(0, 3)), r"does not divide by the tap's part=\(0, 3\)"),
+        (Out("a", "0", axis="t", part=(2, 2)), r"the tap's part=\(2, 2\)"),
+        (In("a", "0", axis="t", heads=3), r"shape \(2, 5, 8\) at the input .* heads=3; mend"),
+        (Out("a", "0", axis="t", part=(0, 2), heads=3), r"part=\(0, 2\) and heads=3"),
+        (Out("a", "0", axis="t", arg=1), r"'a' was expected as element 1 .* gives a Tensor"),
+    ],
+)
+def test_a_tap_that_does_not_fit_the_tensor_is_refused(tap, said):
+    hooked = hook_model(nn.Sequential(nn.Linear(8, 8)), [tap])
+    with pytest.raises(NeuroLensError, match=said):
+        hooked.run_with_cache(torch.randn(2, 5, 8))
+
+
+def test_a_module_that_was_replaced_is_hooked_in_its_new_place():
+    decoder, x = Stack(), torch.randn(2, 5, 8)
+    hooked = hook_model(decoder)
+    hooked.run_with_cache(x)
+    for path in ("layers.1", "layers.2.qkv"):
+        above, _, name = path.rpartition(".")
+        kind = Block(8, 2) if path == "layers.1" else nn.Linear(8, 24)
+        setattr(decoder.get_submodule(above), name, kind)
+    _, cache = hooked.run_with_cache(x)
+    assert set(cache) == set(hook_model(decoder).run_with_cache(x)[1])
+    q = hooked.run_with_cache(x, names_filter="layers.2.qkv.hook_out")[1]["layers.2.qkv.hook_out"]
+    assert torch.equal(q, decoder.layers[2].qkv(cache["layers.2.hook_in"]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_scripted_modules_are_left_out():
+    scripted = torch.jit.script(nn.Linear(8, 8))
+    decoder, x = nn.Sequential(nn.Linear(8, 8), scripted), torch.randn(2, 5, 8)
+    hooked = hook_model(decoder)
+    assert list(hooked.hook_dict) == ["0.hook_in", "0.hook_out"]
+    assert torch.equal(hooked.run_with_cache(x)[0], decoder(x))
+    assert list(trace(decoder, (x,))) == []
+
+
+def test_a_decoder_without_modules_has_an_empty_table():
+    table = hook_model(nn.Identity()).hook_table()
+    assert table.empty
+    assert list(table.columns) == ["name", "axis", "module", "kind", "n_heads", "optional"]
