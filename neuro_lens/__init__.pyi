@@ -17,6 +17,7 @@ from .saes import train_bank as train_bank
 from .saes import train_sae as train_sae
 from .studies import run_study as run_study
 from .tuning import answer_tuning as answer_tuning
+from .tuning import attribute as attribute
 from .tuning import covariates as covariates
 from .tuning import feature_groups as feature_groups
 from .tuning import global_test as global_test

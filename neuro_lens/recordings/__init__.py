@@ -6,6 +6,7 @@ from .layout import build_recording, split_of_block, write_recording
 from .lookup import find_data, sur_v1_or_simulated
 from .simulate import Truth, simulate
 from .sur_v1 import sur_v1
+from .units import unit_table
 from .validate import check_recording, load_recordings
 from .windows import Batches, batches
 
@@ -24,5 +25,6 @@ __all__ = [
     "split_of_block",
     "sur_v1",
     "sur_v1_or_simulated",
+    "unit_table",
     "write_recording",
 ]

@@ -3,6 +3,7 @@
 from .answered import trial_answers
 from .answers import answer_tuning
 from .association import covariates
+from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
 from .probing import probe
@@ -11,11 +12,14 @@ from .tuning_table import feature_groups, significant, tune
 from .variables import Variable, find_variable
 
 __all__ = [
+    "Attribution",
     "GlobalTest",
     "TrialCodes",
     "Variable",
     "answer_tuning",
+    "attribute",
     "covariates",
+    "driving_groups",
     "feature_groups",
     "find_variable",
     "global_test",

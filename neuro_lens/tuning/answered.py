@@ -39,14 +39,13 @@ def trial_answers(hooked: Any, batches: Iterable[Any]) -> pd.DataFrame:
         When the batches hold no targets of a classification task, or a prediction without one
         trial and one target.
     """
+    from neuro_lens.activations.harvesting import eval_mode
     from neuro_lens.decoders import merge_opposite, variable_of_task
     from neuro_lens.decoders.decoding import DIRECTION_TASK
 
     tasks = [t for t in hooked.tasks.values() if t.kind == "classification"]
     rows: dict[str, list[pd.DataFrame]] = {}
-    was_training = hooked.decoder.training
-    hooked.decoder.eval()
-    try:
+    with eval_mode(hooked.decoder):
         for batch in map(as_batch, batches):
             output = hooked.decode(batch)
             for task in (t for t in tasks if t.name in batch.targets):
@@ -63,8 +62,6 @@ def trial_answers(hooked: Any, batches: Iterable[Any]) -> pd.DataFrame:
                 if task.name == DIRECTION_TASK:
                     merged = _row_table(trial, *merge_opposite(logits, target))
                     rows.setdefault("orientation", []).append(merged)
-    finally:
-        hooked.decoder.train(was_training)
     if not rows:
         raise NeuroLensError(
             "the batches hold no targets of a classification task that the decoder has; give "
