@@ -1,5 +1,6 @@
 """Tuning: features × variables, on trials, against what is exchangeable."""
 
+from .absorption import absorption
 from .answered import trial_answers
 from .answers import answer_tuning
 from .association import covariates
@@ -7,6 +8,7 @@ from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
 from .probing import probe
+from .splitting import splitting
 from .trials import TrialCodes, trial_codes, trial_means
 from .tuning_table import feature_groups, significant, tune
 from .variables import Variable, find_variable
@@ -16,6 +18,7 @@ __all__ = [
     "GlobalTest",
     "TrialCodes",
     "Variable",
+    "absorption",
     "answer_tuning",
     "attribute",
     "covariates",
@@ -26,6 +29,7 @@ __all__ = [
     "predict_between",
     "probe",
     "significant",
+    "splitting",
     "trial_answers",
     "trial_codes",
     "trial_means",

@@ -91,7 +91,7 @@ def trial_codes(
         When batches are missing or superfluous, the labels name no trials, or the SAE is another
         decoder's.
     """
-    store = _as_store(source, sae, batches)
+    store = as_store(source, sae, batches)
     _check_origin(sae, store, allow_other_decoder)
     encoded = store.acts.float().numpy() if sae is None else _encode(sae, store.acts)
     hook = str(store.manifest.get("hook") or "")
@@ -177,7 +177,8 @@ def as_data(
     return as_trials(codes, None, None, allow_fit=allow_fit)
 
 
-def _as_store(source: Any, sae: Any, batches: Iterable[Any] | None) -> ActivationStore:
+def as_store(source: Any, sae: Any, batches: Iterable[Any] | None) -> ActivationStore:
+    """Return a store as it is, or what a decoder has at the SAE's hook on these batches."""
     from neuro_lens.activations import ActivationStore, harvest
 
     if isinstance(source, ActivationStore):
