@@ -1,8 +1,8 @@
 """The contract, held by every adapter on the examples of its family.
 
 ``examples_<family>.py`` beside this file registers a family: ``EXAMPLES`` maps a name to a
-function that gives a decoder and its inputs; ``MARKS``, where there is one, is a pytest mark for all
-of them.
+function that gives a decoder and its inputs. ``MARKS``, where there is one, is a pytest mark for
+all of them.
 """
 
 from importlib import import_module
