@@ -7,6 +7,7 @@ from .association import covariates
 from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
+from .matching import match_by_activity, match_by_tuning
 from .probing import probe
 from .splitting import splitting
 from .trials import TrialCodes, trial_codes, trial_means
@@ -26,6 +27,8 @@ __all__ = [
     "feature_groups",
     "find_variable",
     "global_test",
+    "match_by_activity",
+    "match_by_tuning",
     "predict_between",
     "probe",
     "significant",
