@@ -117,9 +117,12 @@ def answer_tuning(
 
     Notes
     -----
-    A feature that the decision reads covaries with the answer at a fixed stimulus through its own
-    noise, as sensory neurons do: "both" does not tell which comes first. Where it also goes
-    against the stimulus at a fixed answer (``auroc_stimulus`` below .5), it may carry nothing of
+    The words say what a feature goes with, not what comes first. What the decision reads covaries
+    with the answer at a fixed stimulus through its own noise, as sensory neurons do, so a feature
+    with weak tuning whose noise is what makes the decoder err is named "decision" as well: even
+    recorded units are, whose answers a linear decoder reads off them. Set the table beside that of
+    the units (`trial_means` of them, with the same answers). A feature that goes with the answer
+    and against the stimulus at a fixed answer (``auroc_stimulus`` below .5) may carry nothing of
     the stimulus and only bias the answer.
     """
     if not 0 < alpha < 1 or (n_permutations is not None and n_permutations < 1):
