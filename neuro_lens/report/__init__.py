@@ -2,7 +2,8 @@
 
 from .animals import plot_between
 from .confounds import plot_before
-from .decoding import plot_decoding, plot_dictionary
+from .decoding import plot_decoding
+from .dictionary import plot_density, plot_dictionary
 from .features import plot_tuning
 from .page import write_report
 from .removal import plot_matrix, plot_specificity
@@ -11,6 +12,7 @@ __all__ = [
     "plot_before",
     "plot_between",
     "plot_decoding",
+    "plot_density",
     "plot_dictionary",
     "plot_matrix",
     "plot_specificity",

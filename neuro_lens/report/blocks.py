@@ -16,7 +16,12 @@ from .style import data_uri
 COLUMNS = {
     "decoding": "seed recording_id variable decoder window split n_windows accuracy chance",
     "sae_eval": "hook recording_id beats_chance loss_bare loss_sae loss_zero loss_mean "
-    "accuracy_bare accuracy_sae recovered agreement explained_variance l0 alive_fraction",
+    "accuracy_bare accuracy_sae recovered agreement agreement_se explained_variance "
+    "explained_variance_pca l0 alive_fraction dense_share agreement_random agreement_pca "
+    "agreement_untrained",
+    "sae_density": "seed hook dictionary low high share",
+    "sae_stability": "hook mean_cosine matched_share opposite_share mean_cosine_random "
+    "matched_share_random mean_cosine_same_spread matched_share_same_spread",
     "tuning": "recording_id hook variable feature effect_name effect preferred p p_floor q "
     "significant n_trials n_firing status",
     "tuning_curves": "source id recording_id window variable value mean sem n",

@@ -11,13 +11,12 @@ from matplotlib.patches import Patch
 from scipy.stats import binom
 
 from ..ablation.words import listing
-from .blocks import Grid, Picture, Results, Section, absent, over_seeds
+from .blocks import Grid, Picture, Results, Section, absent
 from .style import (
     BAND,
     BLUE,
     GREY,
     INK,
-    VERMILION,
     blank,
     interval,
     number,
@@ -163,7 +162,7 @@ def _decoding_grid(summary: pd.DataFrame, n_seeds: int) -> Grid:
             one = {r.decoder: r for r in here[here["variable"] == variable].itertuples()}
             ours, linear = one.get("transformer"), one.get("linear")
             cells += [
-                _spread(ours.accuracy, ours.low, ours.high) if ours else "–",
+                spread(ours.accuracy, ours.low, ours.high) if ours else "–",
                 number(linear.accuracy) if linear else "–",
             ]
             at_chance += [variable] * bool(ours and not ours.beats_chance)
@@ -187,121 +186,12 @@ def _decoding_grid(summary: pd.DataFrame, n_seeds: int) -> Grid:
     )
 
 
-def dictionary_section(results: Results) -> Section:
-    """Return the section that shows what the SAEs keep of decoding, and how sparse they are."""
-    section = Section("The dictionary’s health", "dictionary")
-    table = results.get("sae_eval")
-    if table is None:
-        section.blocks.append(absent("sae_eval"))
-        return section
-    section.blocks += [
-        Picture(
-            plot_dictionary(table),
-            "Log-loss of the answers (nats a window, lower is better) with nothing changed "
-            "(filled), with the hook’s activations replaced by the SAE’s reconstruction (open), "
-            "and with the whole hook replaced by its mean (cross) or by zero (bar). Recordings at "
-            "chance are grey. Mean over seeds.",
-            "Log-loss with and without the SAE",
-        ),
-        _dictionary_grid(table),
-    ]
-    return section
-
-
-@styled
-def plot_dictionary(table: pd.DataFrame) -> Figure:
-    """Plot the log-loss of each recording bare, with the SAE, and with the hook removed.
-
-    Parameters
-    ----------
-    table : DataFrame
-        The ``sae_eval`` table.
-
-    Returns
-    -------
-    Figure
-    """
-    losses = ["loss_bare", "loss_sae", "loss_mean", "loss_zero"]
-    mean = table.groupby(["hook", "recording_id"], sort=False)[[*losses, "beats_chance"]].mean()
-    hooks = list(mean.index.unique("hook"))
-    recordings = mean["loss_bare"].groupby("recording_id").mean().sort_values().index
-    figure = blank(8.6, 0.9 + 0.33 * len(recordings))
-    axes = figure.subplots(1, len(hooks), sharey=True, sharex=True, squeeze=False)[0]
-    for axis, hook in zip(axes, hooks, strict=True):
-        for y, recording in enumerate(recordings):
-            if (hook, recording) not in mean.index:
-                continue
-            row = mean.loc[(hook, recording)]
-            colour = BLUE if row["beats_chance"] > 0.5 else GREY
-            span = row[losses]
-            axis.plot([span.min(), span.max()], [y, y], color="#dfe3e8", lw=1.2, zorder=0)
-            axis.plot(row["loss_zero"], y, "|", ms=8, color=GREY, mew=1.4)
-            axis.plot(row["loss_mean"], y, "x", ms=5, color=VERMILION, mew=1.4)
-            axis.plot(row["loss_sae"], y, "o", ms=8.5, mfc="none", mec=INK, mew=1.2)
-            axis.plot(row["loss_bare"], y, "o", ms=4.5, color=colour)
-        axis.set(title=hook, xlabel="log-loss (nats)", ylim=(len(recordings) - 0.4, -0.6))
-        axis.set_yticks(range(len(recordings)), list(recordings))
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-    marks = [
-        Line2D([], [], ls="", marker="o", ms=4.5, color=BLUE, label="bare"),
-        Line2D([], [], ls="", marker="o", ms=8.5, mfc="none", mec=INK, mew=1.2, label="SAE"),
-        Line2D([], [], ls="", marker="x", ms=5, color=VERMILION, mew=1.4, label="mean"),
-        Line2D([], [], ls="", marker="|", ms=8, color=GREY, mew=1.4, label="zero"),
-    ]
-    figure.legend(handles=marks, loc="outside upper right", ncols=4, handletextpad=0.4)
-    return figure
-
-
-def _dictionary_grid(table: pd.DataFrame) -> Grid:
-    columns = ["recovered", "agreement", "accuracy_bare", "accuracy_sae", "explained_variance"]
-    columns += [c for c in ("explained_variance_pca", "l0", "alive_fraction") if c in table]
-    keys = ["hook", "recording_id"]
-    keys += ["task"] if "task" in table and table["task"].nunique() > 1 else []
-    summary = over_seeds(table, keys, columns)
-    beats = above_chance(table).groupby([table[k] for k in keys], sort=False).first()
-    rows: list[list[str]] = []
-    muted = set()
-    for hook in table["hook"].unique():
-        of_hook = summary.loc[[hook]].sort_values(("accuracy_bare", "mean"), ascending=False)
-        for place, row in of_hook.iterrows():
-            if not beats.loc[place]:
-                muted.add(len(rows))
-            ranged = ("recovered", "agreement")
-            cells = [_spread(*row[c]) if c in ranged else number(row[c]["mean"]) for c in columns]
-            if not beats.loc[place]:
-                cells[0] = "–"
-            rows.append([*map(str, place), *cells])
-    names = {
-        "recovered": "loss recovered",
-        "agreement": "same answers",
-        "accuracy_bare": "accuracy bare",
-        "accuracy_sae": "with SAE",
-        "explained_variance": "variance explained",
-        "explained_variance_pca": "by PCA",
-        "l0": "L0",
-        "alive_fraction": "alive",
-    }
-    return Grid(
-        [k.removesuffix("_id") for k in keys] + [names[c] for c in columns],
-        rows,
-        "Loss recovered: (mean-ablated − with SAE) / (mean-ablated − bare), in log-loss, for "
-        "recordings above chance. Same answers: share of windows whose answer is the bare "
-        "decoder’s. Variance explained within the recording, beside PCA with as many components "
-        "as L0, the mean number of active features at a position. Alive: share of features that "
-        "fire at all. Mean over seeds, range in brackets; a recording is above chance where it is "
-        "in most seeds.",
-        muted,
-        text_columns=len(keys),
-    )
-
-
 def above_chance(table: pd.DataFrame) -> pd.Series:
     """Return for each row of ``sae_eval`` whether most seeds decode its recording above chance."""
     return table.groupby(["hook", "recording_id"])["beats_chance"].transform("mean") > 0.5
 
 
-def _spread(mean: float, low: float, high: float) -> str:
+def spread(mean: float, low: float, high: float) -> str:
     """Write a mean with its range over seeds in brackets."""
     if not np.isfinite(mean):
         return "–"

@@ -12,7 +12,8 @@ from .animals import animals_section
 from .answers import answers
 from .blocks import Grid, Paragraph, Picture, Results
 from .confounds import before_section, covariates_section
-from .decoding import decoding_section, dictionary_section
+from .decoding import decoding_section
+from .dictionary import dictionary_section
 from .features import features_section
 from .removal import ablation_section, decision_section
 from .style import plural

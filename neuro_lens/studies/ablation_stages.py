@@ -33,10 +33,12 @@ def ablation(
     from ..decoders import task_of_variable
     from ..hooks import hook_model
     from ..saes import load_sae
+    from ..saes.untrained import fresh_hooked
 
     model, make = open_decoder(folder, recordings, decoder)
     hooked = hook_model(model)
     sae = load_sae(folder.parent / dictionary / "sae")
+    theirs = load_sae(folder.parent / dictionary / "untrained")
     every = make(window=tuple(window))
     chosen = [best_recording(model, every)] if studied == "best" else list(studied)
 
@@ -62,6 +64,7 @@ def ablation(
         hook=hook,
         task=task_of_variable(variable, model.readout_specs),
         fit=part("fit"),
+        untrained=(fresh_hooked(hooked, seed), theirs),
         others=others,
     )
     for name, table in study._asdict().items():

@@ -15,6 +15,7 @@ from .stages import DURING, open_decoder
 SHOWN = 12
 COVARIATES = ("running", "pupil")
 UNALTERED = "none"
+OTHER_SEED = 1000
 
 
 def dictionary(
@@ -26,19 +27,55 @@ def dictionary(
     window: tuple[float, float],
     seed: int,
 ) -> None:
-    """Train an SAE on the fit windows and evaluate it on the others: ``sae/``, ``sae_eval``."""
+    """Train an SAE on the fit windows and see how healthy it is on the others.
+
+    Writes ``sae/``, ``untrained/`` (the SAE of the untrained decoder) and the tables ``sae_eval``,
+    ``sae_density`` and ``sae_stability``, for which an SAE of another seed is trained.
+    """
     from ..activations import harvest
     from ..hooks import hook_model
-    from ..saes import evaluate_sae, train_sae
+    from ..saes import evaluate_sae, seed_stability, train_sae, untrained_decoder
 
     model, windows = open_decoder(folder, recordings, decoder)
     hooked = hook_model(model)
     every = windows(window=tuple(window))
-    acts = harvest(hooked, every.where(lambda labels: labels["split"] == "fit"), hook)
+    fit = every.where(lambda labels: labels["split"] == "fit")
+    acts = harvest(hooked, fit, hook)
     sae = train_sae(acts, seed=seed, out=folder / "sae", **settings)
+    other = train_sae(acts, seed=seed + OTHER_SEED, **settings)
+    untrained = untrained_decoder(hooked, sae, fit, seed=seed, out=folder / "untrained")
     held_out = every.where(lambda labels: labels["split"] != "fit")
-    table = evaluate_sae(hooked, sae, held_out, acts=acts)
-    write_table(table.assign(seed=seed), folder, "sae_eval")
+    table = evaluate_sae(hooked, sae, held_out, acts=acts, untrained=untrained, seed=seed)
+    for name, rows in {
+        "sae_eval": table,
+        "sae_density": density_table(hooked, sae, held_out, acts, untrained, seed),
+        "sae_stability": seed_stability([sae, other], acts, seed=seed),
+    }.items():
+        write_table(rows.assign(hook=hook, seed=seed), folder, name)
+
+
+def density_table(
+    hooked: Any, sae: Any, batches: Any, fit: Any, untrained: tuple[Any, Any], seed: int
+) -> pd.DataFrame:
+    """Return how often features fire: the SAE's, a random SAE's, an untrained decoder's SAE's."""
+    from ..activations import harvest
+    from ..saes.health import density_histogram, feature_density
+    from ..saes.linear import fitted_random_sae
+
+    hook = sae.cfg.metadata.hook_name
+    acts = harvest(hooked, batches, hook)
+    read = {
+        "sae": (sae, acts),
+        "random": (fitted_random_sae(sae, fit.acts.float(), seed), acts),
+        "untrained": (untrained[1], harvest(untrained[0], batches, hook)),
+    }
+    return pd.concat(
+        [
+            density_histogram(feature_density(*pair)).assign(dictionary=name)
+            for name, pair in read.items()
+        ],
+        ignore_index=True,
+    )
 
 
 def tuning(

@@ -36,6 +36,8 @@ TABLES = {
     "training": "decoder",
     "decoding": "decoding",
     "sae_eval": "dictionary",
+    "sae_density": "dictionary",
+    "sae_stability": "dictionary",
     "tuning": "tuning",
     "tuning_curves": "tuning",
     "covariates": "tuning",

@@ -36,6 +36,8 @@ def made_up_tables():
     return {
         "decoding": _decoding(rng),
         "sae_eval": _sae_eval(rng),
+        "sae_density": _sae_density(),
+        "sae_stability": _sae_stability(),
         "tuning": _tuning(rng),
         "tuning_curves": _curves(rng),
         "covariates": _covariates(rng),
@@ -117,9 +119,34 @@ def _sae_eval(rng):
                 "explained_variance_pca": 0.78,
                 "l0": 8.1,
                 "alive_fraction": 0.71,
+                "agreement_se": 0.02,
+                "dense_share": 0.03,
+                "agreement_random": 0.61,
+                "agreement_pca": 0.955,
+                "agreement_untrained": 0.96,
+                "explained_variance_random": 0.33,
+                "explained_variance_untrained": 0.97,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _sae_density():
+    edges = 10.0 ** (np.arange(-8, 1) / 4)
+    rows = []
+    for seed, hook, name in product(SEEDS, [HOOK, LAST], ["sae", "random", "untrained"]):
+        share = np.append(0.2, np.full(8, 0.1))
+        table = {"low": [0, *edges[:-1]], "high": [0, *edges[1:]], "share": share}
+        rows.append(pd.DataFrame({**table, "seed": seed, "hook": hook, "dictionary": name}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _sae_stability():
+    columns = {"mean_cosine": 0.62, "matched_share": 0.4, "opposite_share": 0.04}
+    chance = {"mean_cosine_random": 0.38, "matched_share_random": 0.0}
+    spread = {"mean_cosine_same_spread": 0.51, "matched_share_same_spread": 0.07}
+    rows = [{"hook": h, "seed": s} for h, s in product([HOOK, LAST], SEEDS)]
+    return pd.DataFrame(rows).assign(**columns, **chance, **spread)
 
 
 def _tuning(rng):

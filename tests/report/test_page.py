@@ -74,6 +74,8 @@ def test_the_headline_answers_with_the_tables_numbers(results, tables):
     assert f"Best in mrcuts28: direction {mean:.2f}" in text
     assert f"linear decoder {linear:.2f}" in text
     assert "At chance: mrcuts26." in text
+    assert "more than random directions (0.61); no more than principal components (0.9" in text
+    assert "How much of the dictionary an SAE of another seed on the same decoder finds" in text
     assert "None in mrcuts26." in text
     assert "Not beaten: signed PCs and constant bias." in text
     assert "matched random sets reach +0.26 (compared on the 12 of 16 values" in text

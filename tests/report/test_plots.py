@@ -9,6 +9,7 @@ from neuro_lens.report import (
     plot_before,
     plot_between,
     plot_decoding,
+    plot_density,
     plot_dictionary,
     plot_matrix,
     plot_specificity,
@@ -32,6 +33,7 @@ def lines(axis, length):
         (plot_decoding, "decoding"),
         (plot_before, "decoding"),
         (plot_dictionary, "sae_eval"),
+        (plot_density, "sae_density"),
         (plot_between, "between"),
         (plot_specificity, "ablation_summary"),
         (plot_matrix, "ablation"),
@@ -54,6 +56,18 @@ def test_decoding_has_a_panel_a_variable_and_the_best_recording_on_top(tables):
     assert axis.get_yticklabels()[0].get_text() == "mrcuts28"
     assert axis.get_yticklabels()[-1].get_text() == "mrcuts26"
     assert axis.yaxis_inverted()
+
+
+def test_densities_are_drawn_as_they_are_given(tables):
+    figure = plot_density(tables["sae_density"])
+    assert titles(figure) == [HOOK, "dec.hook_resid_post"]
+    axis = figure.axes[0]
+    assert len(axis.patches) == 3
+    values, edges, _ = axis.patches[0].get_data()
+    np.testing.assert_allclose(values, 0.1)
+    assert (edges[0], edges[-1]) == (pytest.approx(0.01), 1)
+    dead = [line for line in axis.lines if len(line.get_ydata()) == 1]
+    assert [line.get_ydata()[0] for line in dead] == [0.2] * 3
 
 
 def test_the_matrix_shows_mean_nats_removed_by_tested(tables):
