@@ -109,7 +109,15 @@ class SaeVerbs(Described):
         before = dict(self._splices)
         attached = False
         try:
+            taken = set()
             for hook, sae in pairs:
+                name = self._sae_hook(sae, hook, allow_other_decoder)
+                if name in taken:
+                    raise NeuroLensError(
+                        f"two of the SAEs given are for {name!r}, and a hook point takes one; "
+                        "attach them in turn"
+                    )
+                taken.add(name)
                 self.add_sae(sae, hook, use_error_term, allow_other_decoder)
             attached = True
             yield self

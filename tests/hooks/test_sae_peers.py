@@ -215,3 +215,12 @@ def test_a_list_with_one_sae_that_does_not_fit_attaches_none(peers):
             pass
         assert list(peers.ours.hook_dict) == before
         assert peers.ours.acts_to_saes == {}
+
+
+def test_two_saes_for_one_hook_are_refused(peers):
+    with (
+        pytest.raises(NeuroLensError, match=f"two of the SAEs given are for '{POST}'"),
+        peers.ours.saes([make_sae(POST), make_sae(POST, "topk")]),
+    ):
+        pass
+    assert peers.ours.acts_to_saes == {}
