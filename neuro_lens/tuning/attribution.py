@@ -89,7 +89,7 @@ def attribute(
     positions : {"firing", "all"}
         With "all", every position of the SAE's hook counts, and every window.
     n_steps : int
-        Gradients along the path.
+        Gradients along the path, for each feature that fires.
     bin_width : float
         Of the time bins, in seconds.
     tolerance : float

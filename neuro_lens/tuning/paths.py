@@ -68,6 +68,7 @@ class Route:
         with torch.no_grad():
             _, codes, window = self._read(batch, end)
             weight = torch.ones_like(codes) if everywhere else (codes != 0).to(codes.dtype)
+        firing = weight.any(0).nonzero()[:, 0].tolist()
 
         def value(point: Tensor) -> Tensor:
             return self._per_window(self._read(batch, point)[0] * weight, window, len(end))
@@ -80,9 +81,9 @@ class Route:
             point = (start + float(place) * (end - start)).requires_grad_()
             with torch.enable_grad():
                 sums = value(point).sum(1).unbind()
-            for i, summed in enumerate(sums):
-                more = i < len(sums) - 1
-                (gradient,) = torch.autograd.grad(summed, point, retain_graph=more)
+            for i in firing:
+                more = i != firing[-1]
+                (gradient,) = torch.autograd.grad(sums[i], point, retain_graph=more)
                 total[i] += float(share) * gradient
         tokens = (total * (end - start)).reshape(*total.shape[:3], -1).sum(-1)
         counted = self._per_window(weight, window, len(end))
