@@ -111,7 +111,8 @@ def pareto(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         A row per setting (``hook``, ``architecture``, ``d_sae``, ``k``) in the order of ``l0``:
         means over recordings, tasks and seeds of ``l0``, ``explained_variance``, ``recovered``,
-        ``agreement`` and ``loss_sae``; ``agreement_se`` and ``loss_sae_se``, the standard errors
+        ``agreement`` and ``loss_sae`` (``recovered`` without recordings at chance, which have
+        nothing to lose); ``agreement_se`` and ``loss_sae_se``, the standard errors
         of these over windows (seeds answer the same windows and take nothing from them);
         ``n_seeds``, ``split`` and ``on_front``.
 
@@ -121,6 +122,8 @@ def pareto(table: pd.DataFrame) -> pd.DataFrame:
         When the table is of fit or report windows, or lacks columns.
     """
     _check_table(table)
+    told = table["beats_chance"].ne(False)
+    table = table.assign(recovered=table["recovered"].where(told))
     grouped = table.groupby(list(SETTING), dropna=False)
     columns = ["l0", *MEASURES, "loss_sae"]
     settings = grouped[columns].mean()
@@ -216,7 +219,7 @@ def _joint_error(rows: pd.DataFrame, column: str) -> float:
 
 
 def _check_table(table: pd.DataFrame) -> None:
-    needed = ["split", "seed", "recording_id", "task", "l0", *SETTING, *MEASURES]
+    needed = ["split", "seed", "recording_id", "task", "beats_chance", "l0", *SETTING, *MEASURES]
     lacking = [c for c in (*needed, "agreement_se", "loss_sae", "loss_sae_se") if c not in table]
     if lacking:
         raise NeuroLensError(

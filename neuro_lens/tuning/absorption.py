@@ -279,12 +279,12 @@ def _check_nested(trials: pd.DataFrame, general: str, specific: str) -> None:
     of_specific = known.groupby(specific)[general].nunique()
     if (of_specific > 1).any():
         raise NeuroLensError(
-            f"{specific} {of_specific.idxmax()!r} occurs with {of_specific.max()} values of "
+            f"{specific} {of_specific.idxmax()} occurs with {of_specific.max()} values of "
             f"{general}; each specific value must belong to one general value"
         )
     per_value = known.groupby(general)[specific].nunique()
     if per_value.min() < MIN_SPECIFIC:
         raise NeuroLensError(
-            f"{general} {per_value.idxmin()!r} has {per_value.min()} values of {specific}; with "
+            f"{general} {per_value.idxmin()} has {per_value.min()} values of {specific}; with "
             f"fewer than {MIN_SPECIFIC} absorption cannot be told from a split; use splitting()"
         )

@@ -1,13 +1,16 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuro_lens.activations import harvest
 from neuro_lens.base import NeuroLensError
+from neuro_lens.hooks import Out, hook_model
 from neuro_lens.saes import (
     choose_setting,
     evaluate_bank,
@@ -17,13 +20,14 @@ from neuro_lens.saes import (
     train_sae,
 )
 
-from .toy import window_batch
+from .toy import TASK, Reader, window_batch
 
 
 def made_up(rows, split="select"):
     """Return an evaluation of settings (k, l0, agreement, explained variance), two recordings."""
     table = pd.DataFrame(rows, columns=["k", "l0", "agreement", "explained_variance"])
     fixed = {"hook": "h", "architecture": "topk", "d_sae": 64, "task": "t", "split": split}
+    fixed["beats_chance"] = True
     table = table.assign(**fixed, recovered=table["agreement"], loss_sae=1 - table["agreement"])
     table = table.assign(agreement_se=0.03, loss_sae_se=0.04)
     parts = [table.assign(recording_id=r, seed=s) for r, s in itertools.product("ab", (0, 1))]
@@ -48,6 +52,15 @@ def test_the_best_itself_is_taken_where_none_sparser_is_as_good():
     choice = choose_setting(pareto(made_up([(2, 2.0, 0.5, 0.5), (4, 4.0, 0.9, 0.7)])))
     assert choice.setting["k"] == 4
     assert "best agreement" in choice.reason
+
+
+def test_recordings_at_chance_have_nothing_to_recover():
+    table = made_up(SETTINGS)
+    silent = table["recording_id"] == "b"
+    table = table.assign(
+        recovered=np.where(silent, 99.0, table["recovered"]), beats_chance=~silent.to_numpy()
+    )
+    np.testing.assert_allclose(pareto(table)["recovered"], [0.8, 0.94, 0.95, 0.96])
 
 
 def test_losses_are_chosen_by_where_there_are_no_answers():
@@ -128,6 +141,28 @@ def test_a_bank_is_chosen_from_on_select_windows(reader, window_batches, bank):
     error = np.sqrt((of_k["agreement_se"] ** 2).sum(axis=1)) / 2
     close = agreement.index[agreement >= agreement.max() - error[agreement.idxmax()]]
     assert choose_setting(pareto(table)).setting["k"] == close.min()
+
+
+def test_a_bank_of_a_regression_is_chosen_from_by_loss(directions, window_batches):
+    task = dataclasses.replace(TASK, kind="regression")
+    decoder = hook_model(
+        Reader(directions),
+        taps=[Out("hook_embed", "embed", axis="token")],
+        tasks={"direction": task},
+        masks={"token": "mask"},
+    )
+    for batch in window_batches:
+        batch.labels["split"] = "select"
+        batch.targets["direction"] = torch.eye(4)[batch.targets["direction"]]
+    acts = harvest(decoder, window_batches, "hook_embed")
+    saes = [signed_pcs(acts.acts, n) for n in (2, 15)]
+    table = pareto(evaluate_bank(decoder, saes, window_batches, "hook_embed"))
+    assert table["agreement"].isna().all()
+    assert table["loss_sae"].notna().all()
+    assert choose_setting(table, by="loss").setting["d_sae"] in (4, 30)
+    alone = evaluate_sae(decoder, saes[1], window_batches, "hook_embed")
+    assert alone["beats_chance"].isna().all()
+    assert alone["agreement_random"].isna().all()
 
 
 def test_a_bank_of_nothing_is_refused(reader, window_batches):
