@@ -1,5 +1,10 @@
 """Recordings and decoders that several rooms are tested with."""
 
+import os
+
+# the tests' tensors are so small that several threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pandas as pd
 import pytest
