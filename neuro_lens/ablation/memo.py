@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..hooks.devices import tensors_in
+
 
 class Memo:
     """Outputs of the modules that had returned when `stop` was called.
@@ -48,7 +50,7 @@ class Memo:
             (t, t._version)
             for outputs in self._kept.values()
             for output in outputs
-            for t in _tensors(output)
+            for t in tensors_in(output)
             if _is_plain(t) and not t.is_inference()
         ]
 
@@ -92,7 +94,7 @@ def _replay(module: nn.Module, outputs: list[Any]) -> Callable:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread:
             for output in left:
-                if all(_is_plain(t) for t in _tensors(output)):
+                if all(_is_plain(t) for t in tensors_in(output)):
                     return output
                 break
         return own(*args, **kwargs)
@@ -118,14 +120,3 @@ def _forwards(stand_ins: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

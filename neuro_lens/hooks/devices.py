@@ -24,7 +24,7 @@ def refuse_other_device(
     """
     held = {t.device for t in (*decoder.parameters(), *decoder.buffers())}
     for name, value in inputs.items():
-        for tensor in _tensors(value):
+        for tensor in tensors_in(value):
             if held and tensor.device not in held:
                 there = " and ".join(sorted(map(str, held)))
                 raise NeuroLensError(
@@ -33,12 +33,13 @@ def refuse_other_device(
                 ) from error
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
