@@ -40,12 +40,15 @@ class Feed(Protocol):
     mean : Tensor, shape (d_in,)
         Scaled.
     scale : float
+    n : int or None
+        How many different vectors there are; None where only reading on would tell.
     """
 
     origin: dict[str, Any]
     held_out: Tensor
     mean: Tensor
     scale: float
+    n: int | None
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return ``n`` random vectors."""
@@ -71,7 +74,7 @@ class InMemory:
         self.origin = source.origin
         rows, held = source.hold_out(HELD_OUT_SHARE)
         _check_number(len(source.acts), len(np.unique(source.window)))
-        self._acts, self._rows = source.acts, rows
+        self._acts, self._rows, self.n = source.acts, rows, len(rows)
         self.held_out = source.acts[held]
         self.mean, self.scale = _standard(source.acts[rows])
 
@@ -104,9 +107,11 @@ class Streaming:
     buffer : int
         Vectors to hold.
     origin : dict
+    n : int, optional
+        Vectors in a pass, where that is known.
     """
 
-    def __init__(self, passes: Pass, buffer: int, origin: dict[str, Any]):
+    def __init__(self, passes: Pass, buffer: int, origin: dict[str, Any], n: int | None = None):
         self.origin = origin
         self._passes = passes
         self._generator = torch.Generator().manual_seed(0)
@@ -116,6 +121,7 @@ class Streaming:
         self._buffer = self._read(buffer)
         self._filling = False
         self._whole = len(self._buffer) < buffer
+        self.n = len(self._buffer) if self._whole else n
         self.held_out = torch.cat([*self._held, self._buffer[:0]])[:HELD_OUT_MOST]
         _check_number(len(self._buffer) + len(self.held_out), 1 + (len(self.held_out) > 0))
         self.mean, self.scale = _standard(self._buffer)
@@ -194,12 +200,15 @@ class Streaming:
                 yield acts[~held]
 
 
-def draw(feed: Feed, n: int, generator: torch.Generator) -> Tensor:
-    """Return ``n`` random vectors, a share of them moved towards another (mixup).
+def draw(feed: Feed, n: int, generator: torch.Generator, total: int) -> Tensor:
+    """Return ``n`` of the ``total`` random vectors of a training.
 
-    A recording gives a few thousand vectors, which a dictionary fits better than new ones;
+    Where the feed has fewer than ``total``, a share of them is moved towards another (mixup): a
+    recording gives a few thousand vectors, which a dictionary fits better than new ones, and
     vectors in between close that gap (Zhang et al. 2018).
     """
+    if feed.n is None or feed.n >= total:
+        return feed.sample(n, generator)
     first, second = feed.sample(2 * n, generator).view(2, n, -1)
     mixed = torch.rand(n, 1, generator=generator) < MIXED_SHARE
     amount = MIXED_MOST * torch.rand(n, 1, generator=generator) * mixed

@@ -153,7 +153,8 @@ class Training:
     def draw(self) -> list[Tensor]:
         """Return the next vectors for each SAE; those of one seed are the same."""
         n, device = self.schedule.batch_size, self.idle[0].device
-        drawn = {seed: draw(self.feed, n, g).to(device) for seed, g in self.draws.items()}
+        total = self.schedule.steps * n
+        drawn = {seed: draw(self.feed, n, g, total).to(device) for seed, g in self.draws.items()}
         self.feed.advance(n)
         return [drawn[member.seed] for member in self.members]
 

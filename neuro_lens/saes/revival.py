@@ -9,18 +9,20 @@ from torch import Tensor, nn
 from .feeds import Feed
 
 REVIVAL_ROWS = 4096
+START_NORM = 0.1
 
 
 @torch.no_grad()
 def start_from_data(sae: TrainingSAE, feed: Feed, generator: torch.Generator) -> None:
     """Put ``b_dec`` at the mean and point every feature at a random vector (a fresh direction).
 
-    Starting on data leaves few features dead, which matters where a run is short.
+    Starting on data leaves few features dead, which matters where a run is short. Rows start
+    short, as sae-lens's do, so that they turn towards the features of the data while they grow.
     """
     sae.b_dec.copy_(feed.mean)
     picked = feed.sample(sae.cfg.d_sae, generator) - feed.mean
     noise = torch.randn(picked.shape, generator=generator)
-    W_dec = _unit(_unit(picked) + 0.3 * _unit(noise))
+    W_dec = START_NORM * _unit(_unit(picked) + 0.3 * _unit(noise))
     sae.W_dec.copy_(W_dec)
     sae.W_enc.copy_(W_dec.T)
 

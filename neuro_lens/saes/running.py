@@ -164,7 +164,7 @@ class Runner:
 def feed_of(acts: Acts, buffer: int) -> Feed:
     """Return a feed: all vectors in memory, or a buffer over a store or an iterable of chunks."""
     if isinstance(acts, ActivationStore) and acts.folder is not None and len(acts) > buffer:
-        return Streaming(shard_passes(acts, buffer), buffer, store_origin(acts))
+        return Streaming(shard_passes(acts, buffer), buffer, store_origin(acts), len(acts))
     if isinstance(acts, ActivationStore | Tensor) or not isinstance(acts, Iterable):
         return InMemory(read_source(acts))
     return Streaming(iterable_passes(acts), buffer, {})
