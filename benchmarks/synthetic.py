@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
@@ -46,6 +47,7 @@ from neuro_lens.saes.fitting import DECAY, WARM_UP, Schedule
 
 N_FEATURES, N_ROOTS, D_IN, D_SAE, K, BATCH = 2048, 16, 256, 512, 8, 1024
 LR = 3e-3
+SEEDS = (0, 1, 2)
 EVAL_SAMPLES, EVAL_BATCH = 32_768, 4096
 WIDTHS = [D_SAE // 8, D_SAE // 4, D_SAE // 2, D_SAE]
 CONFIGS = {
@@ -58,7 +60,7 @@ CONFIGS = {
 
 
 def main(samples: int = 2**19, architectures: list[str] | None = None) -> None:
-    """Print F1, MCC and explained variance of both trainers' SAEs, a line each."""
+    """Print F1, MCC and explained variance of both trainers' SAEs: means over three seeds."""
     model = synthetic_model()
     start = perf_counter()
     torch.manual_seed(1)
@@ -67,11 +69,11 @@ def main(samples: int = 2**19, architectures: list[str] | None = None) -> None:
     print(
         f"{N_FEATURES} features in {D_IN} dimensions, SAEs of {D_SAE} features, k {K}; "
         f"{samples:,} samples in batches of {BATCH}, made in {perf_counter() - start:.0f} s\n"
-        f"{'':24}     F1    MCC     EV  unique    L0  dead     s"
+        f"{'':24}     F1                     MCC     EV  unique    L0  dead     s"
     )
     for name in architectures or CONFIGS:
-        report(f"{name}, train_sae", model, lambda n=name: ours(n, vectors))
-        report(f"{name}, SAETrainer", model, lambda n=name: theirs(n, vectors))
+        report(f"{name}, train_sae", model, lambda seed, n=name: ours(n, vectors, seed))
+        report(f"{name}, SAETrainer", model, lambda seed, n=name: theirs(n, vectors, seed))
 
 
 def synthetic_model() -> SyntheticModel:
@@ -101,20 +103,21 @@ def synthetic_model() -> SyntheticModel:
         return SyntheticModel(config, device="cpu")
 
 
-def ours(architecture: str, vectors: torch.Tensor) -> Any:
+def ours(architecture: str, vectors: torch.Tensor, seed: int) -> Any:
     """Return our SAE, in its inference form."""
     steps = len(vectors) // BATCH
-    return train_sae(vectors, architecture, D_SAE, K, steps=steps, batch_size=BATCH, lr=LR)
+    settings = {"steps": steps, "batch_size": BATCH, "lr": LR, "seed": seed}
+    return train_sae(vectors, architecture, D_SAE, K, **settings)
 
 
-def theirs(architecture: str, vectors: torch.Tensor, lr: float = LR) -> Any:
+def theirs(architecture: str, vectors: torch.Tensor, seed: int, lr: float = LR) -> Any:
     """Return sae-lens's SAE as it is trained, which is how its own benchmark measures it.
 
     It sees each vector once, with the learning rates of `train_sae`, and looks for dead features
     as early.
     """
     steps = len(vectors) // BATCH
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CONFIGS[architecture]()
     settings = SAETrainerConfig(
         total_training_samples=steps * BATCH,
@@ -139,19 +142,22 @@ def batches(vectors: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from vectors.split(BATCH)
 
 
-def report(what: str, model: SyntheticModel, train: Any) -> None:
-    """Train an SAE and print what it found, on new samples that are the same for all."""
+def report(what: str, model: SyntheticModel, train: Callable[[int], Any]) -> None:
+    """Train an SAE a seed and print what they found, on new samples that are the same for all."""
+    rows = []
     start = perf_counter()
-    sae = train()
-    seconds = perf_counter() - start
-    torch.manual_seed(2)
-    found = eval_sae_on_synthetic_data(
-        sae, model.feature_dict, model.activation_generator, EVAL_SAMPLES, EVAL_BATCH
-    )
+    for sae in map(train, SEEDS):
+        torch.manual_seed(2)
+        found = eval_sae_on_synthetic_data(
+            sae, model.feature_dict, model.activation_generator, EVAL_SAMPLES, EVAL_BATCH
+        )
+        f1, quality = found.classification.f1_score, [found.mcc, found.explained_variance]
+        rows.append([f1, *quality, found.uniqueness, found.sae_l0, found.dead_latents])
+    f1, mcc, explained, unique, l0, dead = np.mean(rows, axis=0)
+    low, high = min(row[0] for row in rows), max(row[0] for row in rows)
     print(
-        f"{what:24}  {found.classification.f1_score:.3f}  {found.mcc:.3f}  "
-        f"{found.explained_variance:.3f}   {found.uniqueness:.3f}  {found.sae_l0:4.1f}  "
-        f"{found.dead_latents:4d}  {seconds:4.0f}",
+        f"{what:24}  {f1:.3f} ({low:.3f} to {high:.3f})  {mcc:.3f}  {explained:.3f}   "
+        f"{unique:.3f}  {l0:4.1f}  {dead:4.0f}  {(perf_counter() - start) / len(rows):4.0f}",
         flush=True,
     )
 

@@ -74,8 +74,9 @@ class InMemory:
         self.origin = source.origin
         rows, held = source.hold_out(HELD_OUT_SHARE)
         _check_number(len(source.acts), len(np.unique(source.window)))
-        self._acts, self._rows, self.n = source.acts, rows, len(rows)
+        self._acts, self._rows = source.acts, rows
         self.held_out = source.acts[held]
+        self.n: int | None = len(rows)
         self.mean, self.scale = _standard(source.acts[rows])
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
