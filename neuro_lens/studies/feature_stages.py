@@ -244,7 +244,7 @@ def between_controls(
     rows = []
     for control in CONTROLS:
         altered = trial_codes(hooked, sae, altered_batches(batches, control, seed))
-        changed = not np.allclose(altered.codes, codes.codes, rtol=1e-4, atol=1e-6)
+        changed = not np.allclose(altered.dense().codes, codes.dense().codes, rtol=1e-4, atol=1e-6)
         for variable in variables:
             found = global_test(altered, None, variable, alpha=alpha, seed=seed)
             rows.append(found.summary.assign(control=control, codes_changed=changed))

@@ -265,7 +265,7 @@ def _read(
             "trial is no sum over the trial's codes; train one without"
         )
     store = as_store(source, sae, batches)
-    codes = trial_codes(store, sae)
+    codes = trial_codes(store, sae).dense()
     acts = trial_codes(store, None)
     written = acts.codes - sae.b_dec.detach().double().cpu().numpy()
     joint = TrialCodes(np.hstack([codes.codes, written]), codes.trials, codes.hook)

@@ -67,6 +67,21 @@ class Design:
         """Return ``n`` rearrangements of the trials within their blocks, ``(n, n_trials)``."""
         return np.argsort(rng.random((n, len(self.block))) + self.block, axis=1)
 
+    def relabelled(self, seed: int) -> np.ndarray:
+        """Return each trial's value (index) after one shuffle within blocks, ``(n_trials,)``.
+
+        Trials are in the order of their blocks, so sorting numbers whose first bits are the
+        block, the next ones random and the last ones the value shuffles within all blocks at once.
+        """
+        high = np.uint64(64 - max(1, int(self.n_blocks - 1).bit_length()))
+        low = np.uint64(max(1, int(self.n_values - 1).bit_length()))
+        mask = (np.uint64(1) << low) - np.uint64(1)
+        key = np.random.default_rng(seed).integers(2**64, size=len(self.value), dtype=np.uint64)
+        key &= ((np.uint64(1) << high) - np.uint64(1)) ^ mask
+        key |= (self.block.astype(np.uint64) << high) | self.value.astype(np.uint64)
+        key.sort()
+        return (key & mask).astype(np.min_scalar_type(self.n_values))
+
     def floor(self) -> float:
         """Return the smallest p that rearranging the labels could give at all.
 
@@ -81,16 +96,45 @@ class Design:
     def fixed_recordings(self) -> Iterator[np.ndarray]:
         """Yield the trials (indices) of each recording that ran the values in a fixed order.
 
-        The order is fixed where every block of two or more shows the same sequence.
+        See `places`.
         """
         for recording in np.unique(self.recording):
             at = np.flatnonzero(self.recording == recording)
-            _, length = np.unique(self.block[at], return_counts=True)
-            if len(length) < 2 or len(set(length)) > 1:
-                continue
-            sequences = self.value[at].reshape(len(length), -1)
-            if (sequences == sequences[0]).all() and len(set(sequences[0])) > 1:
+            if places(self.value[at], self.block[at]) is not None:
                 yield at
+
+
+def places(value: np.ndarray, block: np.ndarray) -> np.ndarray | None:
+    """Return each trial's place in the sequence of values that all blocks run through.
+
+    The order is fixed where every block shows the same sequence of two or more values, some
+    blocks with trials left out of it, but at least half of them (and two) in full.
+
+    Parameters
+    ----------
+    value, block : array of int, shape (n_trials,)
+        Of a recording, in the order of blocks and time.
+
+    Returns
+    -------
+    array of int, shape (n_trials,), or None
+        None where the order is not fixed.
+    """
+    sequences = np.split(value, np.flatnonzero(np.diff(block)) + 1)
+    whole = max(sequences, key=len)
+    n_whole = sum(len(sequence) == len(whole) for sequence in sequences)
+    if n_whole < max(2, len(sequences) / 2) or len(set(whole)) < 2:
+        return None
+    found = []
+    for sequence in sequences:
+        at = -1
+        for shown in sequence:
+            later = np.flatnonzero(whole[at + 1 :] == shown)
+            if not len(later):
+                return None
+            at += 1 + int(later[0])
+            found.append(at)
+    return np.array(found)
 
 
 def make_design(trials: pd.DataFrame, variable: Variable) -> Design:

@@ -243,7 +243,8 @@ def _shared(
             "match_by_tuning()"
         )
     trials = first.trials.iloc[at_a].reset_index(drop=True)
-    return first.codes[at_a].astype(float), second.codes[at_b].astype(float), trials
+    a_nf, b_nf = first.dense().codes[at_a], second.dense().codes[at_b]
+    return a_nf.astype(float), b_nf.astype(float), trials
 
 
 def _groups(trials: pd.DataFrame, given: str | None) -> np.ndarray:

@@ -8,16 +8,19 @@ estimated and removed; an effect of the trial before cannot be told from tuning 
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from .design import Design
+import numpy as np
+from scipy.sparse import issparse
+
+from .design import Design, places
 from .effects import centre_blocks
 
 CORRELATIONS = np.linspace(0.0, 0.9, 10)
 N_SIMULATED = 400
 
 
-def exchangeable(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, str]:
+def exchangeable(x_nf: Any, design: Design) -> tuple[Any, str]:
     """Return block-centred features whose trials may be shuffled within blocks, and the limit.
 
     In recordings with a fixed order, the line through neighbouring blocks' means is subtracted
@@ -26,27 +29,33 @@ def exchangeable(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, str]:
 
     Parameters
     ----------
-    x_nf : array, shape (n_trials, n_features)
+    x_nf : array or sparse array, shape (n_trials, n_features)
         In the order of the design.
     design : Design
 
     Returns
     -------
-    x_nf : array, shape (n_trials, n_features)
+    x_nf : array or sparse array, shape (n_trials, n_features)
+        Sparse features stay sparse, and are not centred, where no order is fixed.
     limit : str
         What the test cannot tell apart, empty where the order is randomised.
     """
+    fixed = list(design.fixed_recordings())
+    if issparse(x_nf):
+        if not fixed:
+            return x_nf, ""
+        x_nf = x_nf.toarray()
     out = centre_blocks(x_nf, design.block)
     found = []
-    for at in design.fixed_recordings():
+    for at in fixed:
         block = np.unique(design.block[at], return_inverse=True)[1]
+        place = places(design.value[at], block)
+        if place is None:
+            continue
         flat = _detrended(x_nf[at], block, design.time[at])
-        rho = _autocorrelation(flat, block, design.value[at], design.time[at])
+        rho = _autocorrelation(flat, block, place, design.value[at], design.time[at])
         found.append(rho)
-        length = len(block) // (block.max() + 1)
-        cube = flat.reshape(len(block) // length, length, flat.shape[1])
-        white = np.einsum("ij,bjf->bif", _root(rho, length, -0.5), cube)
-        out[at] = centre_blocks(white.reshape(flat.shape), block)
+        out[at] = centre_blocks(_mixed(flat, block, place, rho, -0.5), block)
     if not found:
         return out, ""
     return out, (
@@ -67,35 +76,45 @@ def _detrended(x_nf: np.ndarray, block: np.ndarray, time: np.ndarray) -> np.ndar
 
 
 def _autocorrelation(
-    x_nf: np.ndarray, block: np.ndarray, value: np.ndarray, time: np.ndarray
+    x_nf: np.ndarray, block: np.ndarray, place: np.ndarray, value: np.ndarray, time: np.ndarray
 ) -> float:
     """Return the lag-1 autocorrelation of detrended features around their means at each value.
 
     The mean over features, set against what noise of known autocorrelation gives after the same
     subtractions (these alone make neighbours unlike), and at least 0.
     """
-    rng = np.random.default_rng(0)
-    n_blocks = block.max() + 1
-    length = len(block) // n_blocks
-    white = rng.standard_normal((n_blocks, length, N_SIMULATED))
+    white = np.random.default_rng(0).standard_normal((len(block), N_SIMULATED))
     expected = []
     for rho in CORRELATIONS:
-        noise = np.einsum("ij,bjf->bif", _root(rho, length, 0.5), white).reshape(len(block), -1)
-        expected.append(_lag1(_detrended(noise, block, time), block, value))
-    return float(np.interp(_lag1(x_nf, block, value), expected, CORRELATIONS))
+        noise = _mixed(white, block, place, rho, 0.5)
+        expected.append(_lag1(_detrended(noise, block, time), block, place, value))
+    return float(np.interp(_lag1(x_nf, block, place, value), expected, CORRELATIONS))
 
 
-def _lag1(x_nf: np.ndarray, block: np.ndarray, value: np.ndarray) -> float:
+def _lag1(x_nf: np.ndarray, block: np.ndarray, place: np.ndarray, value: np.ndarray) -> float:
     residual = centre_blocks(centre_blocks(x_nf, block), value)
     power = (residual**2).sum(0)
-    follows = (block[1:] == block[:-1])[:, None]
+    follows = ((block[1:] == block[:-1]) & (np.diff(place) == 1))[:, None]
     neighbours = (residual[1:] * residual[:-1] * follows).sum(0)
     varies = power > 0
     return float(np.mean(neighbours[varies] / power[varies])) if varies.any() else 0.0
 
 
-def _root(rho: float, n: int, power: float) -> np.ndarray:
-    """Return a power of the correlation matrix of n neighbours, ``rho ** distance``."""
-    place = np.arange(n)
+def _mixed(
+    x_nf: np.ndarray, block: np.ndarray, place: np.ndarray, rho: float, power: float
+) -> np.ndarray:
+    """Multiply the trials of each block by a power of their correlation matrix."""
+    alike: dict[tuple, list[np.ndarray]] = {}
+    for rows in np.split(np.arange(len(block)), np.flatnonzero(np.diff(block)) + 1):
+        alike.setdefault(tuple(place[rows]), []).append(rows)
+    out = np.empty(x_nf.shape)
+    for pattern, blocks in alike.items():
+        rows_bt = np.stack(blocks)
+        out[rows_bt] = np.einsum("ij,bjf->bif", _root(rho, np.array(pattern), power), x_nf[rows_bt])
+    return out
+
+
+def _root(rho: float, place: np.ndarray, power: float) -> np.ndarray:
+    """Return a power of the correlation matrix of trials, ``rho ** distance``."""
     size, vector = np.linalg.eigh(float(rho) ** np.abs(place[:, None] - place))
     return (vector * size**power) @ vector.T

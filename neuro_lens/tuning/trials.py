@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array, issparse, vstack
 
 from neuro_lens.base import NeuroLensError
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from neuro_lens.hooks import HookedDecoder
 
 ROWS_AT_ONCE = 2**16
+DENSE_UP_TO = 10**8
+"""Entries of a table of codes that is kept dense whatever it holds (0.8 GB)."""
+SPARSE_BELOW = 0.1
+"""Share of entries that are not zero below which a larger table is kept sparse."""
 OF_THE_WINDOW = ("window", "position", "window_start")
 
 
@@ -25,8 +30,8 @@ class TrialCodes:
 
     Attributes
     ----------
-    codes : array, shape (n_trials, n_features)
-        Mean code over the trial's positions and windows.
+    codes : array or sparse array, shape (n_trials, n_features)
+        Mean code over the trial's positions and windows; scipy's sparse formats become CSR.
     trials : DataFrame
         A row a trial: ``trial``, ``recording_id``, ``block``, ``split``, ``start`` (s) and the
         variables, as far as the labels have them.
@@ -34,24 +39,34 @@ class TrialCodes:
         Where the codes come from.
     """
 
-    codes: np.ndarray
+    codes: Any
     trials: pd.DataFrame
     hook: str = ""
 
     def __post_init__(self) -> None:
-        if self.codes.ndim != 2 or len(self.codes) != len(self.trials):
+        if issparse(self.codes):
+            object.__setattr__(self, "codes", csr_array(self.codes))
+        if self.codes.ndim != 2 or self.codes.shape[0] != len(self.trials):
             raise NeuroLensError(
                 f"codes are (n_trials, n_features) with a row of labels a trial; given were "
                 f"{self.codes.shape} and {len(self.trials)} rows"
             )
-        if not np.isfinite(self.codes).all():
-            bad = int((~np.isfinite(self.codes)).any(1).sum())
+        stored = self.codes.data if issparse(self.codes) else self.codes
+        if not np.isfinite(stored).all():
+            rows = self.codes.nonzero()[0] if issparse(self.codes) else np.arange(len(self))
+            bad = len(np.unique(rows[~np.isfinite(stored).reshape(len(rows), -1).all(1)]))
             raise NeuroLensError(
-                f"{bad} of {len(self.codes)} trials have NaN or infinite codes; leave them out"
+                f"{bad} of {len(self)} trials have NaN or infinite codes; leave them out"
             )
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.trials)
+
+    def dense(self) -> TrialCodes:
+        """Return the same with codes as an ordinary array."""
+        if not issparse(self.codes):
+            return self
+        return TrialCodes(self.codes.toarray(), self.trials, self.hook)
 
     def where(self, keep: Any) -> TrialCodes:
         """Return the trials for which ``keep``, a boolean a trial, holds."""
@@ -67,6 +82,9 @@ def trial_codes(
     allow_other_decoder: bool = False,
 ) -> TrialCodes:
     """Encode activations and average the codes over the positions and windows of each trial.
+
+    Codes of more than 1e8 entries (rows × features) of which fewer than a tenth are not zero are
+    kept sparse from the encoder on; see `trial_means`.
 
     Parameters
     ----------
@@ -101,9 +119,12 @@ def trial_codes(
 def trial_means(values: Any, trial: Any, labels: pd.DataFrame, hook: str = "units") -> TrialCodes:
     """Average rows of values over trials, so that the same statistics run on units.
 
+    Sparse values give sparse codes where a dense table would have more than 1e8 entries and
+    fewer than a tenth of them are not zero, and dense ones otherwise.
+
     Parameters
     ----------
-    values : array or Tensor, shape (n_rows, n_features)
+    values : array, Tensor or scipy sparse array, shape (n_rows, n_features)
         Such as a row per window and position, or each unit's mean response a trial.
     trial : sequence, shape (n_rows,)
         Trial id of each row; rows without one are left out.
@@ -138,22 +159,24 @@ def trial_means(values: Any, trial: Any, labels: pd.DataFrame, hook: str = "unit
             "give labels of every trial"
         )
     row = row.astype(int)
-    values = np.asarray(values)[has_trial]
-    total = np.zeros((len(table), values.shape[1]))
-    np.add.at(total, row, values)
     count = np.bincount(row, minlength=len(table))
     seen = count > 0
-    return TrialCodes(
-        total[seen] / count[seen, None], table[seen].reset_index(drop=True), hook=hook
-    )
+    mean = _means(values if issparse(values) else np.asarray(values), has_trial, row, count)
+    return TrialCodes(mean, table[seen].reset_index(drop=True), hook=hook)
 
 
 def as_trials(
-    source: Any, sae: Any, batches: Iterable[Any] | None, *, allow_fit: bool
+    source: Any,
+    sae: Any,
+    batches: Iterable[Any] | None,
+    *,
+    allow_fit: bool,
+    allow_sparse: bool = False,
 ) -> TrialCodes:
     """Return ``source`` as TrialCodes, refusing fit trials unless ``allow_fit``.
 
     A decoder knows the labels of its fit windows by heart, whether neurons carry them or not.
+    Sparse codes are made dense unless the caller takes them as they are.
     """
     data = source if isinstance(source, TrialCodes) else trial_codes(source, sae, batches)
     if "split" in data.trials and not allow_fit:
@@ -163,7 +186,7 @@ def as_trials(
                 f"{n_fit} of {len(data)} trials are fit trials, which the decoder may have "
                 "memorised; give select or report trials, or allow_fit=True to see them marked"
             )
-    return data
+    return data if allow_sparse else data.dense()
 
 
 def as_data(
@@ -173,7 +196,8 @@ def as_data(
     if not isinstance(codes, TrialCodes):
         if trials is None:
             raise NeuroLensError("codes need the labels of their trials; give trials as well")
-        codes = TrialCodes(np.asarray(codes, dtype=float), trials.reset_index(drop=True))
+        codes = codes if issparse(codes) else np.asarray(codes, dtype=float)
+        codes = TrialCodes(codes, trials.reset_index(drop=True))
     return as_trials(codes, None, None, allow_fit=allow_fit)
 
 
@@ -219,14 +243,40 @@ def _check_origin(sae: Any, store: ActivationStore, allow_other_decoder: bool) -
         )
 
 
-def _encode(sae: Any, acts: Any) -> np.ndarray:
+def _encode(sae: Any, acts: Any) -> Any:
+    """Return the codes of all rows, sparse where that is worth while (see `trial_codes`)."""
     import torch
 
     from neuro_lens.hooks.dictionary import read
 
+    parts: list[Any] = []
+    sparse = False
     with torch.no_grad():
-        parts = [read(sae, rows.float()).codes.cpu().numpy() for rows in acts.split(ROWS_AT_ONCE)]
-    return np.concatenate(parts)
+        for start in range(0, len(acts), ROWS_AT_ONCE):
+            codes = read(sae, acts[start : start + ROWS_AT_ONCE].float()).codes.cpu().numpy()
+            if not parts:
+                share = np.count_nonzero(codes) / max(1, codes.size)
+                sparse = _worth_sparse(share, len(acts), codes.shape[1])
+            parts.append(csr_array(codes) if sparse else codes)
+    return vstack(parts, format="csr") if sparse else np.concatenate(parts)
+
+
+def _means(values: Any, has_trial: np.ndarray, row: np.ndarray, count: np.ndarray) -> Any:
+    """Return the mean of the rows of each trial that has any."""
+    seen = count > 0
+    values = values.tocsr()[has_trial] if issparse(values) else values[has_trial]
+    if not issparse(values):
+        total = np.zeros((len(count), values.shape[1]))
+        np.add.at(total, row, values)
+        return total[seen] / count[seen, None]
+    places = (1 / count[row], (row, np.arange(len(row))))
+    mean = (csr_array(places, shape=(len(count), len(row))) @ csr_array(values, dtype=float))[seen]
+    share = mean.nnz / max(1, mean.shape[0] * mean.shape[1])
+    return mean if _worth_sparse(share, *mean.shape) else mean.toarray()
+
+
+def _worth_sparse(share: float, n_rows: int, n_features: int) -> bool:
+    return n_rows * n_features > DENSE_UP_TO and share < SPARSE_BELOW
 
 
 def _trial_table(labels: pd.DataFrame) -> pd.DataFrame:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, check_choice, track
 
-from . import effects
+from . import effects, sums
 from .design import Design, make_design
 from .order import exchangeable
 from .permute import draws_needed, sequential_p
@@ -113,7 +114,7 @@ def tune(
     global_test : Variables between animals.
     covariates : Continuous signals such as running speed.
     """
-    data = as_trials(source, sae, batches, allow_fit=allow_fit)
+    data = as_trials(source, sae, batches, allow_fit=allow_fit, allow_sparse=True)
     if not 0 < alpha < 1 or (n_permutations is not None and n_permutations < 1):
         raise NeuroLensError(
             f"alpha is {alpha} and n_permutations {n_permutations}; alpha must lie between 0 and "
@@ -224,7 +225,7 @@ def _family(
     design = make_design(data.trials, variable)
     x_nf = data.codes[design.rows].astype(float)
     n_firing = (x_nf != 0).sum(0)
-    varies = effects.centre_blocks(x_nf, design.block).std(0) > 1e-12 * np.abs(x_nf).max(0)
+    varies = sums.varies(x_nf, design)
     sparse = n_firing < MIN_FIRING
     tested = np.flatnonzero(~sparse & varies)
     n_draws = n_permutations or draws_needed(len(tested), alpha)
@@ -238,7 +239,7 @@ def _family(
             "feature": np.arange(x_nf.shape[1]),
             "effect_name": "omega squared",
             "p_floor": floor,
-            "n_trials": len(x_nf),
+            "n_trials": x_nf.shape[0],
             "n_firing": n_firing,
             "status": np.where(sparse, TOO_SPARSE, np.where(varies, TESTED, "does not vary")),
             "family": family_words(
@@ -266,6 +267,8 @@ def _family(
 def _permutation_p(
     x_nf: np.ndarray, design: Design, n_draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    if issparse(x_nf):
+        return sums.permutation_p(x_nf, design, n_draws, rng)
     weight = np.sqrt(1 / design.one_hot().sum(1))[:, None]
 
     def statistic(order: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -283,6 +286,8 @@ def _effect_columns(
     x_nf: np.ndarray, design: Design, variable: Variable, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return effect with interval, preferred value, size and selectivity of tested features."""
+    if issparse(x_nf):
+        return sums.effect_columns(x_nf, design, variable, rng)
     low, high = np.full((2, x_nf.shape[1]), np.nan)
     excess = np.full(x_nf.shape[1], np.nan)
     order = design.shuffles(N_SHUFFLES, rng)
