@@ -22,6 +22,7 @@ from .tuning import covariates as covariates
 from .tuning import feature_groups as feature_groups
 from .tuning import global_test as global_test
 from .tuning import probe as probe
+from .tuning import probe_map as probe_map
 from .tuning import significant as significant
 from .tuning import trial_answers as trial_answers
 from .tuning import trial_codes as trial_codes

@@ -8,6 +8,7 @@ from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
 from .matching import match_by_activity, match_by_tuning
+from .probe_map import probe_map
 from .probing import probe
 from .splitting import splitting
 from .trials import TrialCodes, trial_codes, trial_means
@@ -31,6 +32,7 @@ __all__ = [
     "match_by_tuning",
     "predict_between",
     "probe",
+    "probe_map",
     "significant",
     "splitting",
     "trial_answers",

@@ -10,10 +10,13 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, track
 
-from .design import Design, make_design
+from .design import make_design
+from .sparse_probe import block_folds
 from .trials import TrialCodes, as_trials
 from .tuning_table import parts, splits_in, testable
 from .variables import Variable, as_list, find_variable
+
+LEAST_LOG_P = np.log(1e-12)
 
 
 def probe(
@@ -58,8 +61,12 @@ def probe(
     ------
     NeuroLensError
         As `tune`, and where there are fewer than two blocks.
+
+    See Also
+    --------
+    probe_map : Every hook beside units, an untrained decoder and a control task.
     """
-    data = as_trials(source, sae, batches, allow_fit=allow_fit)
+    data = as_trials(source, sae, batches, allow_fit=allow_fit).dense()
     found = [testable(find_variable(data.trials, v), data.trials) for v in as_list(variables)]
     families = [(rid, part, v) for rid, part in parts(data, by) for v in found]
     rows = [
@@ -86,13 +93,14 @@ def _row(
             "and tried on others, so give trials of at least 2"
         )
     x_nf = data.codes[design.rows]
-    log_p = _held_out(x_nf, design, design.value, n_folds, regularisation)
+    folds = list(block_folds(design.block, n_folds))
+    log_p = log_p_held_out(x_nf, design.value, design.n_values, folds, regularisation)
     right = int((log_p.argmax(1) == design.value).sum())
     n = len(design.value)
     rng = np.random.default_rng(seed)
     null = [
-        (_held_out(x_nf, design, label, n_folds, regularisation).argmax(1) == label).sum()
-        for label in design.value[design.shuffles(n_permutations, rng)]
+        (log_p_held_out(x_nf, y, design.n_values, folds, regularisation).argmax(1) == y).sum()
+        for y in design.value[design.shuffles(n_permutations, rng)]
     ]
     reached = int((np.asarray(null) >= right).sum())
     return {
@@ -110,23 +118,24 @@ def _row(
     }
 
 
-def _held_out(
-    x_nf: np.ndarray, design: Design, label: np.ndarray, n_folds: int, regularisation: float
+def log_p_held_out(
+    x_nf: np.ndarray,
+    value: np.ndarray,
+    n_values: int,
+    folds: Iterable[tuple[np.ndarray, np.ndarray]],
+    regularisation: float,
 ) -> np.ndarray:
     """Return log p of every value for each trial, ``(n_trials, n_values)``, from other blocks."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    log_p = np.full((len(label), design.n_values), np.log(1e-12))
-    folds = GroupKFold(min(n_folds, design.n_blocks))
-    for fit, held_out in folds.split(x_nf, label, groups=design.block):
-        if len(np.unique(label[fit])) < 2:
+    log_p = np.full((len(value), n_values), LEAST_LOG_P)
+    for fit, held_out in folds:
+        if len(np.unique(value[fit])) < 2:
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
-        model.fit(x_nf[fit], label[fit])
-        log_p[np.ix_(held_out, model.classes_)] = np.maximum(
-            model.predict_log_proba(x_nf[held_out]), np.log(1e-12)
-        )
+        model.fit(x_nf[fit], value[fit])
+        found = np.maximum(model.predict_log_proba(x_nf[held_out]), LEAST_LOG_P)
+        log_p[np.ix_(held_out, model.classes_)] = found
     return log_p

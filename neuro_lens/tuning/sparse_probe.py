@@ -18,7 +18,8 @@ def best_features(x_nf: np.ndarray, label: np.ndarray, k: int) -> list[int]:
     Parameters
     ----------
     x_nf : array, shape (n_trials, n_features)
-    label : array of bool, shape (n_trials,)
+    label : array, shape (n_trials,) or (n_trials, n_labels)
+        With several (indicators of values, say) the features that help with all of them together.
     k : int
         Fewer come back where no other feature varies.
     """
@@ -26,16 +27,17 @@ def best_features(x_nf: np.ndarray, label: np.ndarray, k: int) -> list[int]:
     size = np.linalg.norm(x, axis=0)
     usable = size > 1e-9 * max(1.0, float(np.abs(x_nf).max(initial=0)))
     unit = np.divide(x, size, where=usable, out=np.zeros_like(x))
-    left = label - label.mean()
+    given = label.reshape(len(label), -1) - label.reshape(len(label), -1).mean(0)
+    left = given
     chosen: list[int] = []
     for _ in range(k):
-        gain = np.abs(left @ unit)
+        gain = np.linalg.norm(left.T @ unit, axis=0)
         gain[chosen] = 0
         if gain.max(initial=0) < 1e-9:
             break
         chosen.append(int(gain.argmax()))
         basis = unit[:, chosen]
-        left = label - label.mean() - basis @ np.linalg.lstsq(basis, label - label.mean())[0]
+        left = given - basis @ np.linalg.lstsq(basis, given)[0]
     return chosen
 
 
