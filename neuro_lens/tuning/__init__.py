@@ -7,6 +7,7 @@ from .association import covariates
 from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
+from .generalisation import drift, generalises
 from .matching import match_by_activity, match_by_tuning
 from .probe_map import probe_map
 from .probing import probe
@@ -24,9 +25,11 @@ __all__ = [
     "answer_tuning",
     "attribute",
     "covariates",
+    "drift",
     "driving_groups",
     "feature_groups",
     "find_variable",
+    "generalises",
     "global_test",
     "match_by_activity",
     "match_by_tuning",
