@@ -14,9 +14,9 @@ from neuro_lens.base import NeuroLensError, track
 from neuro_lens.hooks.dictionary import decoder_rows
 
 from .design import Design, make_design
+from .families import parts, splits_in, testable
 from .sparse_probe import MIN_BLOCKS, block_folds, linear_probe
 from .trials import TrialCodes, as_store, as_trials, trial_codes
-from .tuning_table import parts, splits_in, testable
 from .variables import Variable, find_variable
 
 MIN_COSINE = 0.025

@@ -17,10 +17,10 @@ from neuro_lens.base import NeuroLensError, check_choice, track
 
 from .answered import trial_answers
 from .effects import centre_blocks
+from .families import MIN_FIRING, TESTED, TOO_SPARSE, family_words, parts, splits_in
 from .held import ACROSS_BLOCKS, FIXED_ORDER, Factors, HeldTest, grand_auroc
 from .permute import draws_needed
 from .trials import TrialCodes, as_trials
-from .tuning_table import MIN_FIRING, TESTED, TOO_SPARSE, family_words, parts, splits_in
 
 MIN_ERRORS = 8
 SENSORY, DECISION, BOTH, UNDETERMINED = "sensory", "decision", "both", "undetermined"

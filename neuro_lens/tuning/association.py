@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, rankdata
+from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, check_choice
 
-from .effects import centre_blocks
-from .permute import TIE, draws_needed, sequential_p
+from .families import MIN_FIRING, TESTED, TOO_SPARSE, family_words, parts
+from .permute import draws_needed
+from .ranked import rank_rows, shift_p
 from .trials import TrialCodes, as_data
-from .tuning_table import MIN_FIRING, TESTED, TOO_SPARSE, family_words, parts
 from .variables import NOT_VARIABLES, find_variable, value_codes
-
-MOST_SHIFTS = 2048
-"""Shifts of a single recording that are tried one by one; of more, some are drawn."""
 
 
 def covariates(
@@ -84,47 +80,6 @@ def covariates(
     return pd.concat(tables, ignore_index=True)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """Ranks within recordings, and what is taken out of them."""
-
-    recording: np.ndarray
-    group: np.ndarray
-
-    def residual(self, x_nf: np.ndarray) -> np.ndarray:
-        """Return columns free of the group means, at unit length."""
-        x_nf = centre_blocks(x_nf, self.group)
-        length = np.sqrt((x_nf**2).sum(0))
-        return np.divide(x_nf, length, out=np.zeros_like(x_nf), where=length > 1e-9)
-
-    def ranks(self, x_nf: np.ndarray) -> np.ndarray:
-        out = np.empty(x_nf.shape)
-        for recording in np.unique(self.recording):
-            at = self.recording == recording
-            out[at] = rankdata(x_nf[at], axis=0) / at.sum()
-        return out
-
-    def shifts(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Return rearrangements that shift each recording circularly, ``(n, n_trials)``.
-
-        No shift is one of them: all together are a group, which makes p exact.
-        """
-        order = np.empty((n, len(self.recording)), dtype=int)
-        for recording in np.unique(self.recording):
-            at = np.flatnonzero(self.recording == recording)
-            by = rng.integers(len(at), size=(n, 1))
-            order[:, at] = at[(np.arange(len(at)) + by) % len(at)]
-        return order
-
-    def every_shift(self) -> np.ndarray:
-        """Return all shifts of a single recording, ``(n_trials, n_trials)``."""
-        place = np.arange(len(self.recording))
-        return (place[:, None] + place) % len(place)
-
-    def floor(self) -> float:
-        return float(np.exp(-np.log(np.bincount(self.recording)).sum()))
-
-
 def _family(
     recording_id: str,
     data: TrialCodes,
@@ -136,7 +91,10 @@ def _family(
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) against one covariate."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{recording_id}/{name}".encode())])
-    rows, ranked = _prepare(data, name, given)
+    value = (
+        None if given is None else value_codes(data.trials, find_variable(data.trials, given))[0]
+    )
+    rows, ranked = rank_rows(data.trials, name, value)
     codes_nf, signal_n = data.codes[rows], data.trials[name].to_numpy(float)[rows]
     x_nf = ranked.residual(ranked.ranks(codes_nf))
     y_n = ranked.ranks(signal_n[:, None])[:, 0]
@@ -147,17 +105,7 @@ def _family(
     n_draws = n_permutations or draws_needed(len(tested), alpha)
     floor = max(1 / (n_draws + 1), ranked.floor())
 
-    def statistic(order: np.ndarray, features: np.ndarray) -> np.ndarray:
-        return np.abs(ranked.residual(y_n[order].T).T @ x_nf[:, tested[features]])
-
-    if not ranked.recording.any() and len(rows) <= min(n_draws, MOST_SHIFTS):
-        null = statistic(ranked.every_shift(), np.arange(len(tested)))
-        p = (null >= np.abs(r[tested]) * (1 - TIE)).mean(0)
-    else:
-        p, _ = sequential_p(
-            statistic, np.abs(r[tested]), lambda n: ranked.shifts(n, rng), n_draws, cost=2
-        )
-        p = np.maximum(p, floor)
+    p, _ = shift_p(x_nf[:, tested], y_n, ranked, n_draws, rng)
     q = false_discovery_control(p) if len(p) else p
     table = pd.DataFrame(
         {
@@ -179,23 +127,3 @@ def _family(
     table["at_floor"] = table["p"] <= floor
     table["significant"] = table["q"] <= alpha
     return table
-
-
-def _prepare(data: TrialCodes, name: str, given: str | None) -> tuple[np.ndarray, _Ranked]:
-    """Return the rows with a value, in the order of time, and their recordings and groups."""
-    trials = data.trials
-    n = len(trials)
-    recording = value = np.zeros(n, dtype=int)
-    if "recording_id" in trials:
-        recording = pd.factorize(trials["recording_id"])[0]
-    keep = trials[name].notna().to_numpy()
-    if given is not None:
-        value, _ = value_codes(trials, find_variable(trials, given))
-        keep = keep & (value >= 0)
-    rows = np.flatnonzero(keep)
-    time = trials["start"].to_numpy(float) if "start" in trials else np.arange(n)
-    rows = rows[np.lexsort((time[rows], recording[rows]))]
-    pairs = np.c_[recording, value][rows]
-    group = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-    inside = np.unique(pairs[:, 0], return_inverse=True)[1].reshape(-1)
-    return rows, _Ranked(inside, group)

@@ -14,9 +14,9 @@ from neuro_lens.base import NeuroLensError, check_choice, track
 
 from . import effects
 from .design import Design, make_design
+from .families import MIN_FIRING, TESTED, TOO_SPARSE, parts, splits_in, testable
 from .order import exchangeable
 from .trials import TrialCodes, as_trials
-from .tuning_table import MIN_FIRING, TESTED, TOO_SPARSE, parts, splits_in, testable
 from .variables import Variable, find_variable
 
 CONSTANT = "does not vary"

@@ -18,9 +18,9 @@ from scipy.stats import false_discovery_control
 from neuro_lens.base import NeuroLensError, check_choice, track
 
 from .effects import centre_blocks
+from .families import MIN_FIRING, TOO_SPARSE
 from .permute import TIE
 from .trials import TrialCodes, as_trials
-from .tuning_table import MIN_FIRING, TOO_SPARSE
 from .variables import find_variable, value_codes
 
 MATCHED, UNMATCHED, CONSTANT = "matched", "none left to match", "does not vary"

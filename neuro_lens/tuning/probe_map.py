@@ -16,10 +16,10 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError, check_choice, track
 
 from .design import Design, make_design
+from .families import parts, splits_in, testable
 from .probing import log_p_held_out
 from .sparse_probe import best_features, block_folds
 from .trials import TrialCodes, as_trials
-from .tuning_table import parts, splits_in, testable
 from .variables import Variable, as_list, find_variable
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError, track
 
 from .design import make_design
+from .families import parts, splits_in, testable
 from .sparse_probe import block_folds
 from .trials import TrialCodes, as_trials
-from .tuning_table import parts, splits_in, testable
 from .variables import Variable, as_list, find_variable
 
 LEAST_LOG_P = np.log(1e-12)

@@ -11,9 +11,9 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError, track
 
 from .design import Design, make_design
+from .families import parts, splits_in, testable
 from .sparse_probe import MIN_BLOCKS, best_features, block_folds, f1, told_apart
 from .trials import TrialCodes, as_trials
-from .tuning_table import parts, splits_in, testable
 from .variables import Variable, find_variable
 
 SPLIT_GAIN = 0.03

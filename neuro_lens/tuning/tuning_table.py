@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from scipy.sparse import issparse
-from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, check_choice, track
 
-from . import effects, sums
-from .design import Design, make_design
-from .order import exchangeable
-from .permute import draws_needed, sequential_p
+from .discrete import discrete_family
+from .families import TESTED, parts, several_trials, within_recordings
+from .partial import partial_family
+from .ranked_family import ranked_family
 from .trials import TrialCodes, as_trials
 from .variables import Variable, as_list, find_variable
 
-MIN_FIRING = 8
-N_SHUFFLES = 200
-FEATURES_AT_ONCE = 512
-TESTED = "tested"
-TOO_SPARSE = "too sparse to tune"
-COLUMNS = [
-    "recording_id",
-    "hook",
-    "variable",
-    "kind",
-    "feature",
-    "effect_name",
-    "effect",
-    "effect_low",
-    "effect_high",
-    "preferred",
-    "size",
-    "selectivity",
-    "p",
-    "p_floor",
-    "at_floor",
-    "q",
-    "significant",
-    "n_trials",
-    "n_firing",
-    "status",
-    "n_permutations",
-    "family",
-    "limit",
-    "split",
-]
+CORRECTIONS = ("bh", "maxT")
 
 
 def tune(
@@ -59,18 +25,21 @@ def tune(
     batches: Iterable[Any] | None = None,
     variables: str | Variable | Sequence[str | Variable] = (),
     *,
+    given: str | Variable | Sequence[str | Variable] = (),
     by: str | None = None,
     alpha: float = 0.05,
+    correction: Literal["bh", "maxT"] = "bh",
     n_permutations: int | None = None,
     seed: int = 0,
     allow_fit: bool = False,
 ) -> pd.DataFrame:
-    """Test every feature for tuning to variables of the experiment.
+    """Test every feature for tuning to variables of the experiment, of any kind.
 
-    Labels are shuffled over trials within recording and repeat block; p counts the shuffles whose
-    sum of squares between values reaches the feature's own, drawn until it is resolved, and q is
-    Benjamini and Hochberg's over the features of one variable, hook and recording. Features that
-    fire in fewer than 8 trials are reported, not tested.
+    Labels are shuffled over trials within recording and repeat block, and p counts the shuffles
+    whose sum of squares between values reaches the feature's own. Continuous (and ``slow``)
+    variables are shifted circularly instead, each recording by its own number of trials, and p
+    is of Spearman's rank correlation. Features that fire in fewer than 8 trials are reported,
+    not tested.
 
     Parameters
     ----------
@@ -80,13 +49,21 @@ def tune(
     batches : iterable of Batch, optional
         What a decoder is run over.
     variables : str, Variable or sequence of them
-        Columns of the labels that vary from trial to trial.
+        Columns of the labels that vary from trial to trial; `find_variable` says how their kinds
+        are found, a Variable says what it is.
+    given : str, Variable or sequence of them, optional
+        Variables to hold fixed, such as ``running``: effects are then partial, and p permutes
+        residuals (Freedman and Lane 1983), see `attributed`.
     by : "recording_id", optional
         Rows per recording; by default all recordings in one test, ``recording_id`` "all".
     alpha : float
-        Share of false discoveries allowed.
+        Share of false discoveries allowed ("bh"), or chance of any in the family ("maxT").
+    correction : {"bh", "maxT"}
+        Over the features of one variable, hook and recording. "bh": q is Benjamini and
+        Hochberg's, permutations drawn until p is resolved. "maxT": every feature against the
+        largest of all under the same permutations (Westfall and Young 1993); ``q`` is ``p_max``.
     n_permutations : int, optional
-        Most shuffles; by default enough for a single feature to pass the correction.
+        Most permutations; by default enough for a single feature to pass the correction.
     seed : int
     allow_fit : bool
         Take fit trials too, marked in ``split``.
@@ -94,25 +71,35 @@ def tune(
     Returns
     -------
     DataFrame
-        A row per recording, variable and feature: ``effect`` (ω² within blocks, with the ends of
-        its bootstrap interval over repeat blocks, which speaks of these recordings only),
-        ``preferred`` (the value with the largest mean response), ``size`` (response there in
-        standard deviations, on other trials than it was chosen on), ``selectivity`` (circular:
-        OSI or DSI minus its shuffle mean), ``p``, ``p_floor`` (the smallest it could be),
-        ``at_floor`` (read p as ≤), ``q``, ``significant``, ``n_trials``, ``n_firing``,
-        ``status`` ("tested" or why not), ``n_permutations``, ``family`` (what q corrects over),
-        ``limit`` (what a fixed order leaves open, also in ``attrs["limits"]``) and ``split``.
+        A row per recording, variable and feature; NaN where a column does not apply.
+
+        ``effect``, named in ``effect_name``: ω² within blocks, or Spearman's r within recordings
+        (continuous), with the ends of a bootstrap interval over repeat blocks, which speaks of
+        these recordings only. ``preferred`` (the value with the largest mean response);
+        ``size`` and ``d_prime`` (response there against the others, in standard deviations, on
+        other trials than it was chosen on); ``response_probability`` (share of its trials in
+        which the feature fires); ``selectivity`` (circular: OSI or DSI minus its shuffle mean);
+        ``width`` (circular, ordinal: half width at half height, in the variable's units);
+        ``auroc`` (binary: of the second value against the first, chance .5);
+        ``rank_correlation`` with interval (ordinal, continuous); ``mutual_information`` (bits,
+        minus its shuffle mean).
+
+        ``p``, ``p_max`` (maxT), ``p_floor`` (the smallest it could be), ``at_floor`` (read p as
+        ≤), ``q``, ``significant``, ``n_trials``, ``n_firing``, ``status`` ("tested" or why not),
+        ``n_permutations``, ``family`` (what q corrects over), ``limit`` (what a fixed order
+        leaves open, also in ``attrs["limits"]``), ``given`` and ``split``.
 
     Raises
     ------
     NeuroLensError
-        For an unknown variable (with the nearest), one that only varies between animals or
-        recordings, a continuous one, and for fit trials without ``allow_fit``.
+        For an unknown variable (with the nearest), one that is constant, has a value with a
+        single trial, or only varies between animals or recordings, for one held fixed against
+        itself, and for fit trials without ``allow_fit``.
 
     See Also
     --------
     global_test : Variables between animals.
-    covariates : Continuous signals such as running speed.
+    attributed : What a feature's tuning is explained by.
     """
     data = as_trials(source, sae, batches, allow_fit=allow_fit, allow_sparse=True)
     if not 0 < alpha < 1 or (n_permutations is not None and n_permutations < 1):
@@ -120,10 +107,22 @@ def tune(
             f"alpha is {alpha} and n_permutations {n_permutations}; alpha must lie between 0 and "
             "1, and at least one permutation be drawn"
         )
-    found = [testable(find_variable(data.trials, v), data.trials) for v in as_list(variables)]
+    check_choice("correction", correction, CORRECTIONS)
+    found = [_tested(data.trials, v) for v in as_list(variables)]
+    held = [find_variable(data.trials, v) for v in as_list(given)] if given else []
+    if both := {v.name for v in found} & {v.name for v in held}:
+        raise NeuroLensError(
+            f"variable {min(both)!r} is to be tested and held fixed; take it out of one of them"
+        )
     families = [(rid, part, v) for rid, part in parts(data, by) for v in found]
+    options = {
+        "alpha": alpha,
+        "n_permutations": n_permutations,
+        "correction": correction,
+        "seed": seed,
+    }
     tables = [
-        _family(rid, part, v, alpha, n_permutations, seed)
+        _family(rid, part, v, held, options)
         for rid, part, v in track(families, "testing tuning")
         if part.trials[v.name].nunique() > 1
     ]
@@ -135,7 +134,7 @@ def tune(
 def significant(tuning: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a tuning table that pass the correction, the largest effect first."""
     chosen = tuning[tuning["significant"].astype(bool)]
-    return chosen.sort_values("effect", ascending=False, kind="stable").reset_index(drop=True)
+    return chosen.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def feature_groups(
@@ -169,6 +168,11 @@ def feature_groups(
     """
     check_choice("variable", variable, tuning["variable"].unique())
     rows = tuning[tuning["variable"] == variable]
+    if (rows["kind"] == "continuous").any():
+        raise NeuroLensError(
+            f"variable {variable!r} is continuous and has no values to group by; choose another, "
+            "or bin it"
+        )
     known = list(rows["recording_id"].unique())
     if recording_id is None and len(known) > 1:
         raise NeuroLensError(
@@ -184,150 +188,20 @@ def feature_groups(
     }
 
 
-def testable(variable: Variable, trials: pd.DataFrame) -> Variable:
-    """Return the variable, refusing continuous ones and those that no recording varies."""
-    if variable.kind == "continuous":
-        raise NeuroLensError(
-            f"variable {variable.name!r} is continuous, tune takes categorical and circular ones; "
-            "use covariates(), which shifts slow signals, or bin it"
-        )
-    n_values = trials[variable.name].nunique()
-    if variable.level != "trial" or n_values < 2:
-        n = trials["recording_id"].nunique() if "recording_id" in trials else 1
-        raise NeuroLensError(
-            f"variable {variable.name!r} has {n_values} values but varies within no recording of "
-            f"{n}, so trials are no independent observations of it; use global_test(), which "
-            "compares animals"
-        )
-    return variable
-
-
-def parts(data: TrialCodes, by: str | None) -> Iterator[tuple[str, TrialCodes]]:
-    """Yield all trials as "all", or each recording's under its name."""
-    if by is None:
-        yield "all", data
-        return
-    check_choice("grouping", by, ["recording_id"])
-    for recording in data.trials[by].unique():
-        yield str(recording), data.where(data.trials[by] == recording)
+def _tested(trials: pd.DataFrame, given: str | Variable) -> Variable:
+    variable = within_recordings(find_variable(trials, given), trials)
+    return several_trials(variable, trials)
 
 
 def _family(
     recording_id: str,
     data: TrialCodes,
     variable: Variable,
-    alpha: float,
-    n_permutations: int | None,
-    seed: int,
+    held: list[Variable],
+    options: dict[str, Any],
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) for one variable."""
-    rng = np.random.default_rng([seed, zlib.crc32(f"{recording_id}/{variable.name}".encode())])
-    design = make_design(data.trials, variable)
-    x_nf = data.codes[design.rows].astype(float)
-    n_firing = (x_nf != 0).sum(0)
-    varies = sums.varies(x_nf, design)
-    sparse = n_firing < MIN_FIRING
-    tested = np.flatnonzero(~sparse & varies)
-    n_draws = n_permutations or draws_needed(len(tested), alpha)
-    floor = max(1 / (n_draws + 1), design.floor())
-    table = pd.DataFrame(
-        {
-            "recording_id": recording_id,
-            "hook": data.hook,
-            "variable": variable.name,
-            "kind": variable.kind,
-            "feature": np.arange(x_nf.shape[1]),
-            "effect_name": "omega squared",
-            "p_floor": floor,
-            "n_trials": x_nf.shape[0],
-            "n_firing": n_firing,
-            "status": np.where(sparse, TOO_SPARSE, np.where(varies, TESTED, "does not vary")),
-            "family": family_words(
-                len(tested), data.hook, variable.name, recording_id, floor, alpha
-            ),
-            "split": splits_in(data.trials.iloc[design.rows]),
-        }
-    )
-    ready, limit = exchangeable(x_nf[:, tested], design)
-    p, drawn = _permutation_p(ready, design, n_draws, rng)
-    p = np.maximum(p, floor)
-    table["limit"] = limit
-    results = {"p": p, "n_permutations": drawn, "at_floor": p <= floor}
-    results["q"] = false_discovery_control(p) if len(p) else p
-    results["significant"] = results["q"] <= alpha
-    results |= _effect_columns(x_nf[:, tested], design, variable, rng)
-    for name, values in results.items():
-        table[name] = pd.Series(values, index=tested).reindex(table.index)
-    table = table.astype({"n_permutations": "Int64"})
-    for name in ("significant", "at_floor"):
-        table[name] = table[name].eq(True)
-    return table[COLUMNS]
-
-
-def _permutation_p(
-    x_nf: np.ndarray, design: Design, n_draws: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    if issparse(x_nf):
-        return sums.permutation_p(x_nf, design, n_draws, rng)
-    weight = np.sqrt(1 / design.one_hot().sum(1))[:, None]
-
-    def statistic(order: np.ndarray, features: np.ndarray) -> np.ndarray:
-        group = (design.one_hot(order) * weight).reshape(-1, len(design.value))
-        sums = (group @ x_nf[:, features]).reshape(len(order), design.n_values, -1)
-        return np.square(sums, out=sums).sum(1)
-
-    observed = effects.between_sum(x_nf, design)
-    return sequential_p(
-        statistic, observed, lambda n: design.shuffles(n, rng), n_draws, cost=design.n_values
-    )
-
-
-def _effect_columns(
-    x_nf: np.ndarray, design: Design, variable: Variable, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Return effect with interval, preferred value, size and selectivity of tested features."""
-    if issparse(x_nf):
-        return sums.effect_columns(x_nf, design, variable, rng)
-    low, high = np.full((2, x_nf.shape[1]), np.nan)
-    excess = np.full(x_nf.shape[1], np.nan)
-    order = design.shuffles(N_SHUFFLES, rng)
-    values = np.asarray(design.values)
-    for start in range(0, x_nf.shape[1], FEATURES_AT_ONCE):
-        part = slice(start, start + FEATURES_AT_ONCE)
-        low[part], high[part] = effects.omega_interval(x_nf[:, part], design, rng)
-        if variable.kind == "circular" and variable.period:
-            mean = effects.mean_response(x_nf[:, part], design)
-            null = effects.mean_response(x_nf[:, part], design, order)
-            own = effects.selectivity(mean, values, variable.period)
-            excess[part] = own - effects.selectivity(null, values, variable.period).mean(0)
-    preferred, size = effects.preferred_size(x_nf, design)
-    return {
-        "effect": effects.omega_squared(x_nf, design),
-        "effect_low": low,
-        "effect_high": high,
-        "preferred": values[preferred],
-        "size": size,
-        "selectivity": excess,
-    }
-
-
-def family_words(
-    n: int, hook: str, variable: str, recording_id: str, floor: float, alpha: float
-) -> str:
-    """Return what the correction runs over, and what it takes to pass."""
-    words = f"{n} features of {hook or 'codes'} × {variable} × {recording_id}"
-    needed = alpha / max(1, n)
-    if floor > alpha:
-        return f"{words}; p cannot fall below {floor:.2g}, so nothing can pass {alpha:g}"
-    if floor > needed:
-        least = int(np.ceil(n * floor / alpha))
-        return (
-            f"{words}; p cannot fall below {floor:.2g}, so fewer than {least} features cannot "
-            f"pass q ≤ {alpha:g}"
-        )
-    return f"{words}; a single one passes q ≤ {alpha:g} with p ≤ {needed:.2g}"
-
-
-def splits_in(trials: pd.DataFrame) -> str:
-    """Return the parts that the trials come from, such as "report+select"."""
-    return "+".join(sorted(trials["split"].dropna().unique())) if "split" in trials else "unknown"
+    if held:
+        return partial_family(recording_id, data, variable, held, **options)
+    family = ranked_family if variable.kind == "continuous" else discrete_family
+    return family(recording_id, data, variable, **options)

@@ -11,9 +11,10 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, check_choice
 
-Kind = Literal["categorical", "circular", "continuous"]
+Kind = Literal["categorical", "circular", "ordinal", "binary", "continuous"]
 Level = Literal["trial", "recording", "animal"]
 
+KINDS = ("categorical", "circular", "ordinal", "binary", "continuous")
 PERIODS = {"direction": 360.0, "orientation": 180.0}
 NOT_VARIABLES = (
     "window",
@@ -28,6 +29,8 @@ NOT_VARIABLES = (
     "start",
     "end",
 )
+NUMBERED = ("id", "index", "number", "image", "scene", "frame", "label", "class")
+"""Last words of names whose numbers only tell things apart."""
 MANY_VALUES = 20
 
 
@@ -39,25 +42,33 @@ class Variable:
     ----------
     name : str
         A column of the labels.
-    kind : {"categorical", "circular", "continuous"}
+    kind : {"categorical", "circular", "ordinal", "binary", "continuous"}
+        Ordinal has a few numbers in order, such as temporal frequency; binary has two values,
+        such as a choice.
     period : float or None
         Of a circular variable, in the units of its values: 360 for direction, 180 for
         orientation, in degrees.
     level : {"trial", "recording", "animal"}
         What it varies between: an animal's genotype is one observation, however many trials.
+    slow : bool
+        Its value stays for many trials, such as a block's context: it is tested by circular
+        shifts, as continuous variables always are, not by shuffles within blocks.
     """
 
     name: str
     kind: Kind = "categorical"
     period: float | None = None
     level: Level = "trial"
+    slow: bool = False
 
 
 def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     """Return the variable that a column of the trials holds, with its kind and level.
 
-    ``direction`` (360 degrees) and ``orientation`` (180 degrees) are circular; a column of more
-    than 20 different numbers, most trials having their own, is continuous; others are categorical.
+    ``direction`` (360 degrees) and ``orientation`` (180 degrees) are circular, two values are
+    binary. Numbers are ordinal where there are 20 or fewer, continuous where there are more and
+    most trials have their own, unless the name says that they only count things (``image_id``).
+    Others are categorical.
 
     Parameters
     ----------
@@ -69,7 +80,7 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     Raises
     ------
     NeuroLensError
-        When there is no such column, or no trial has a value.
+        When there is no such column, no trial has a value, or a Variable does not fit its column.
     """
     name = given.name if isinstance(given, Variable) else given
     check_choice("variable", name, [c for c in trials if c not in NOT_VARIABLES])
@@ -79,14 +90,12 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
             f"variable {name!r} is empty in all {len(trials)} trials; choose one that is there"
         )
     if isinstance(given, Variable):
-        if given.kind == "circular" and not given.period:
-            raise NeuroLensError(f"variable {name!r} is circular; give its period, such as 360")
+        _check_fit(given, values)
         return replace(given, level=_level(trials, name))
     period = PERIODS.get(name)
-    many = values.nunique() > max(MANY_VALUES, len(values) / 2)
-    numeric = pd.api.types.is_float_dtype(values)
-    kind: Kind = "circular" if period else "continuous" if numeric and many else "categorical"
-    return Variable(name, kind, period, _level(trials, name))
+    return Variable(
+        name, "circular" if period else _kind(name, values), period, _level(trials, name)
+    )
 
 
 def value_codes(trials: pd.DataFrame, variable: Variable) -> tuple[np.ndarray, list]:
@@ -104,6 +113,35 @@ def as_list(given: str | Variable | Sequence[str | Variable]) -> list[str | Vari
     if not names:
         raise NeuroLensError("no variable was given; name at least one, such as 'orientation'")
     return names
+
+
+def _kind(name: str, values: pd.Series) -> Kind:
+    n_values = values.nunique()
+    if n_values == 2 or pd.api.types.is_bool_dtype(values):
+        return "binary"
+    if not pd.api.types.is_numeric_dtype(values) or name.lower().split("_")[-1] in NUMBERED:
+        return "categorical"
+    if n_values <= MANY_VALUES:
+        return "ordinal"
+    return "continuous" if n_values > len(values) / 2 else "categorical"
+
+
+def _check_fit(given: Variable, values: pd.Series) -> None:
+    name = given.name
+    check_choice("kind", given.kind, KINDS)
+    if given.kind == "circular" and not given.period:
+        raise NeuroLensError(f"variable {name!r} is circular; give its period, such as 360")
+    if given.kind == "binary" and values.nunique() > 2:
+        raise NeuroLensError(
+            f"variable {name!r} is said to be binary and has {values.nunique()} values; "
+            "call it categorical, or keep two of them"
+        )
+    numeric = pd.api.types.is_numeric_dtype(values)
+    if given.kind in ("circular", "ordinal", "continuous") and not numeric:
+        raise NeuroLensError(
+            f"variable {name!r} is said to be {given.kind} and holds {values.iloc[0]!r}, which is "
+            "no number; call it categorical, or give numbers"
+        )
 
 
 def _level(trials: pd.DataFrame, name: str) -> Level:

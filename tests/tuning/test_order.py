@@ -5,9 +5,9 @@ import pytest
 
 from neuro_lens.tuning import TrialCodes, find_variable, tune
 from neuro_lens.tuning.design import make_design
+from neuro_lens.tuning.discrete import permutation_p
 from neuro_lens.tuning.effects import centre_blocks
 from neuro_lens.tuning.order import exchangeable
-from neuro_lens.tuning.tuning_table import _permutation_p
 
 N_FEATURES = 1500
 
@@ -53,8 +53,8 @@ def test_a_plain_shuffle_of_a_fixed_order_would_not_do(make_trials, noise):
     design = make_design(shown, find_variable(shown, "direction"))
     x = noise(128, N_FEATURES, rho=0.6, seed=3)[select]
     rng = np.random.default_rng(0)
-    plain, _ = _permutation_p(centre_blocks(x, design.block), design, 999, rng)
-    corrected, _ = _permutation_p(exchangeable(x, design)[0], design, 999, rng)
+    plain, _ = permutation_p(centre_blocks(x, design.block), design, 999, rng)
+    corrected, _ = permutation_p(exchangeable(x, design)[0], design, 999, rng)
     assert (plain <= 0.01).mean() > upper(0.01)
     assert (corrected <= 0.01).mean() <= upper(0.01)
 

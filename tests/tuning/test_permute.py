@@ -8,9 +8,9 @@ from scipy.stats import kstest, permutation_test
 
 from neuro_lens.tuning import find_variable
 from neuro_lens.tuning.design import make_design
+from neuro_lens.tuning.discrete import permutation_p
 from neuro_lens.tuning.effects import between_sum, centre_blocks
 from neuro_lens.tuning.permute import draws_needed, sequential_p
-from neuro_lens.tuning.tuning_table import _permutation_p
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_one_block_agrees_with_scipy(make_trials, design):
     x = np.random.default_rng(3).normal(size=(6, 5))
     x[:3, 0] += 4
     x = x - x.mean(0)
-    p, _ = _permutation_p(x, at, 20_000, np.random.default_rng(0))
+    p, _ = permutation_p(x, at, 20_000, np.random.default_rng(0))
 
     def statistic(a, b, axis=-1):
         return 3 * (a.mean(axis) ** 2 + b.mean(axis) ** 2)
@@ -72,7 +72,7 @@ def test_no_p_lies_below_the_floor_of_the_arrangements(make_trials, design):
     at = design(trials)
     assert at.floor() == pytest.approx(0.5)
     x = centre_blocks(np.where(at.value == 0, 5.0, 0.0)[:, None], at.block)
-    p, _ = _permutation_p(x, at, 2000, np.random.default_rng(0))
+    p, _ = permutation_p(x, at, 2000, np.random.default_rng(0))
     assert p[0] == pytest.approx(0.5, rel=0.2)
 
 

@@ -134,11 +134,6 @@ def test_a_variable_of_animals_is_sent_to_the_global_test(mice):
         tune(mice, variables="genotype")
 
 
-def test_a_slow_signal_is_sent_to_covariates(mice):
-    with pytest.raises(NeuroLensError, match=r"'running' is continuous.* covariates"):
-        tune(mice, variables="running")
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

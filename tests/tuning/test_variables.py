@@ -12,7 +12,14 @@ def trials(make_trials):
     table = make_trials(recordings=("a", "b", "c"))
     table["genotype"] = table["recording_id"].map({"a": "x", "b": "x", "c": "y"})
     table["running"] = np.random.default_rng(0).random(len(table))
-    table["temporal_frequency"] = np.tile([1.0, 2.0], len(table) // 2)
+    table["temporal_frequency"] = np.tile([1.0, 2.0, 4.0, 8.0], len(table) // 4)
+    table["choice"] = np.tile(["left", "right"], len(table) // 2)
+    table["stimulus"] = np.tile([True, False], len(table) // 2)
+    table["area"] = np.tile(["V1", "LM", "AL", "PM"], len(table) // 4)
+    table["image_id"] = np.tile([3, 17, 40, 41], len(table) // 4)
+    table["scene"] = np.tile(np.arange(32.0), len(table) // 32)
+    table["lick_count"] = np.tile([0, 1, 2], len(table) // 3)
+    table["distance"] = np.arange(len(table))
     return table
 
 
@@ -21,8 +28,15 @@ def trials(make_trials):
     [
         ("direction", "circular", 360.0, "trial"),
         ("orientation", "circular", 180.0, "trial"),
-        ("temporal_frequency", "categorical", None, "trial"),
-        ("genotype", "categorical", None, "animal"),
+        ("temporal_frequency", "ordinal", None, "trial"),
+        ("lick_count", "ordinal", None, "trial"),
+        ("choice", "binary", None, "trial"),
+        ("stimulus", "binary", None, "trial"),
+        ("genotype", "binary", None, "animal"),
+        ("area", "categorical", None, "trial"),
+        ("image_id", "categorical", None, "trial"),
+        ("scene", "categorical", None, "trial"),
+        ("distance", "continuous", None, "trial"),
         ("running", "continuous", None, "trial"),
     ],
 )
@@ -63,3 +77,21 @@ def test_values_a_period_apart_are_one():
     codes, values = value_codes(trials, find_variable(trials, "orientation"))
     assert codes.tolist() == [0, 0, 1, -1]
     assert values == [0.0, 45.0]
+
+
+def test_a_variable_says_better_than_its_column(trials):
+    found = find_variable(trials, Variable("image_id", "ordinal", level="animal", slow=True))
+    assert found == Variable("image_id", "ordinal", None, "trial", slow=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        (Variable("area", "ordinal"), "'area' is said to be ordinal and holds 'V1'"),
+        (Variable("area", "binary"), "said to be binary and has 4 values"),
+        (Variable("area", "ordered"), "unknown kind 'ordered'"),
+    ],
+)
+def test_a_kind_that_does_not_fit_its_column_is_refused(trials, variable, sentence):
+    with pytest.raises(NeuroLensError, match=sentence):
+        find_variable(trials, variable)
