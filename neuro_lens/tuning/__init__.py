@@ -9,6 +9,9 @@ from .between import GlobalTest, global_test, predict_between
 from .curves import tuning_curves
 from .generalisation import drift, generalises
 from .matching import match_by_activity, match_by_tuning
+from .noise import noise_correlations, noise_pairs
+from .partial import attributed
+from .population import compare_with_units
 from .probe_map import probe_map
 from .probing import probe
 from .splitting import splitting
@@ -24,6 +27,8 @@ __all__ = [
     "absorption",
     "answer_tuning",
     "attribute",
+    "attributed",
+    "compare_with_units",
     "covariates",
     "drift",
     "driving_groups",
@@ -33,6 +38,8 @@ __all__ = [
     "global_test",
     "match_by_activity",
     "match_by_tuning",
+    "noise_correlations",
+    "noise_pairs",
     "predict_between",
     "probe",
     "probe_map",
