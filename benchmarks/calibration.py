@@ -25,8 +25,6 @@ from neuro_lens.tuning import TrialCodes, global_test, trial_means, tune
 ANIMALS, REPEATS, DIRECTIONS = 6, 8, np.arange(8) * 45.0
 EFFECTS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
 NULL, EACH = 800, 40
-SILENT = 0.8
-"""Share of trials in which a planted feature does not fire, before its animal's own offset."""
 SPONTANEOUS = slice(67_700, 75_800)
 FRAME_RATE = 30.0
 
@@ -88,8 +86,8 @@ def planted_codes(effect: np.ndarray, trials: pd.DataFrame, rng: np.random.Gener
     """Return codes whose share of variance within blocks that direction explains is known.
 
     Autocorrelated noise (lag 1: .35) and a von Mises curve, rectified so that four of five
-    trials are silent, with a threshold and a gain for each feature in each animal. The height of
-    the curve that gives an effect is read off 2000 simulated animals.
+    trials without tuning are silent, with a threshold and a gain for each feature in each
+    animal. The height of the curve that gives an effect is read off 2000 simulated animals.
     """
     heights = np.linspace(0, 6, 25)
     many = planted_trials(np.random.default_rng(0), 2000)
@@ -280,7 +278,8 @@ def print_movies(overlap: float, table: pd.DataFrame) -> None:
         print(
             f"  {name}: p ≤ .05 of one unit in {(table[f'{name} p'] <= 0.05).mean():.3f}, of all "
             f"units {table[f'{name} share'].mean():.3f}; any discovery in "
-            f"{(found > 0).mean():.3f}, {found.mean():.1f} (at most {found.max()}) of {table[f'{name} n'].mean():.0f} units"
+            f"{(found > 0).mean():.3f}, {found.mean():.1f} (at most {found.max()}) of "
+            f"{table[f'{name} n'].mean():.0f} units"
         )
 
 
