@@ -124,7 +124,8 @@ def plot_tuning(
     ----------
     curves : DataFrame
         Rows of the ``tuning_curves`` table: ``source`` (``feature`` or ``unit``), ``id``,
-        ``window``, ``variable``, ``value``, ``mean``, ``sem``.
+        ``window``, ``variable``, ``value``, ``mean``, ``sem``; ``low`` and ``high`` are drawn
+        where the table has them.
     variable : str, optional
         The variable to show; default the first in the table. Direction (360°) and orientation
         (180°, drawn twice) are polar.
@@ -149,10 +150,10 @@ def plot_tuning(
         for axis, name in zip(row, names, strict=False):
             curve = rows[rows["id"].astype(str) == name]
             colour = BLUE if source == "feature" else INK
-            (_draw_polar if polar else _draw_flat)(axis, curve, variable, colour)
+            (draw_polar if polar else draw_flat)(axis, curve, variable, colour)
             note = (notes or {}).get((source, name), "")
             if polar and axis is row[0]:
-                _name_angles(axis)
+                name_angles(axis)
             title = f"feature {name}" if source == "feature" else f"unit {name.split('/')[-1]}"
             axis.set_title(f"{title}\n{note}" if note else title, fontsize=8, loc="center", pad=7)
         for axis in row[len(names) :]:
@@ -160,21 +161,21 @@ def plot_tuning(
     return figure
 
 
-def _draw_polar(axis: Axes, curve: pd.DataFrame, variable: str, colour: str) -> None:
-    low = min(0.0, float((curve["mean"] - curve["sem"].fillna(0)).min()))
-    high = max(float((curve["mean"] + curve["sem"].fillna(0)).max()), low + 1e-9)
+def draw_polar(axis: Axes, curve: pd.DataFrame, variable: str, colour: str) -> None:
+    """Draw a curve over a circle, its interval as a band."""
+    low = min(0.0, min(band(curve)[0]))
+    high = max(*band(curve)[1], low + 1e-9)
     for window, rows in curve.groupby("window", sort=False):
         rows = rows.sort_values("value")
-        mean, sem = rows["mean"].to_numpy(float), rows["sem"].fillna(0).to_numpy(float)
+        mean, (bottom, top) = rows["mean"].to_numpy(float), band(rows)
         angle = np.deg2rad(rows["value"].to_numpy(float))
         if PERIOD[variable] == 180:
             angle = np.concatenate([angle, angle + np.pi])
-            mean, sem = np.tile(mean, 2), np.tile(sem, 2)
-        angle, mean, sem = (np.append(x, x[0]) for x in (angle, mean, sem))
+            mean, bottom, top = (np.tile(x, 2) for x in (mean, bottom, top))
+        angle, mean, bottom, top = (np.append(x, x[0]) for x in (angle, mean, bottom, top))
         if window == "stimulus":
             axis.plot(angle, mean, color=colour)
-            bottom = np.maximum(mean - sem, low)
-            axis.fill_between(angle, bottom, mean + sem, color=colour, alpha=0.2, lw=0)
+            axis.fill_between(angle, bottom, top, color=colour, alpha=0.2, lw=0)
         else:
             axis.plot(angle, mean, color=GREY, lw=1, ls=(0, (3, 2)))
     if low < 0:
@@ -188,7 +189,16 @@ def _draw_polar(axis: Axes, curve: pd.DataFrame, variable: str, colour: str) -> 
     axis.grid(True)
 
 
-def _name_angles(axis: Axes) -> None:
+def band(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of a curve's interval, else of mean ± standard error, else the mean."""
+    mean, sem = curve["mean"].to_numpy(float), curve["sem"].fillna(0).to_numpy(float)
+    ends = [mean - sem, mean + sem]
+    if "low" in curve and curve["low"].notna().any():
+        ends = [curve[end].fillna(curve["mean"]).to_numpy(float) for end in ("low", "high")]
+    return np.minimum(ends[0], mean), np.maximum(ends[1], mean)
+
+
+def name_angles(axis: Axes) -> None:
     """Write 0° and 90° beside a circle, taking no room from its neighbours."""
     for angle, offset in ((0.0, (3, -2)), (np.pi / 2, (2, -8))):
         label = axis.annotate(
@@ -202,12 +212,17 @@ def _name_angles(axis: Axes) -> None:
         label.set_in_layout(False)
 
 
-def _draw_flat(axis: Axes, curve: pd.DataFrame, variable: str, colour: str) -> None:
+def draw_flat(axis: Axes, curve: pd.DataFrame, variable: str, colour: str) -> None:
+    """Draw a curve over values in order, its interval as bars."""
     for window, rows in curve.groupby("window", sort=False):
         rows = rows.sort_values("value")
         ours = window == "stimulus"
         place, tone = range(len(rows)), colour if ours else GREY
-        axis.errorbar(place, rows["mean"], rows["sem"], color=tone, ls="-" if ours else "--")
+        bottom, top = band(rows)
+        mean = rows["mean"].to_numpy(float)
+        axis.errorbar(
+            place, mean, [mean - bottom, top - mean], color=tone, ls="-" if ours else "--"
+        )
         axis.set_xticks(place, rows["value"].astype(str), fontsize=7)
     axis.set_xlabel(variable)
 

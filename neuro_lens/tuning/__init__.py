@@ -6,6 +6,7 @@ from .answers import answer_tuning
 from .association import covariates
 from .attribution import Attribution, attribute, driving_groups
 from .between import GlobalTest, global_test, predict_between
+from .curve_intervals import curve_intervals
 from .curves import tuning_curves
 from .generalisation import drift, generalises
 from .matching import match_by_activity, match_by_tuning
@@ -30,6 +31,7 @@ __all__ = [
     "attributed",
     "compare_with_units",
     "covariates",
+    "curve_intervals",
     "drift",
     "driving_groups",
     "feature_groups",
