@@ -98,8 +98,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_table(table: pd.DataFrame, folder: str | Path, name: str) -> None:
-    """Write ``table`` as ``name.parquet`` and ``name.csv`` in ``folder``, each atomically."""
+    """Write ``table`` as ``name.parquet`` and ``name.csv`` in ``folder``, each atomically.
+
+    A column that holds values of several types, such as text and numbers, is written as text.
+    """
     folder = Path(folder)
+    objects = [c for c in table if table[c].dtype == object]
+    mixed = [c for c in objects if table[c].dropna().map(type).nunique() > 1]
+    table = table.assign(**{c: table[c].map(str, na_action="ignore") for c in mixed})
     with atomic_write(folder / f"{name}.parquet") as part:
         table.to_parquet(part, index=False)
     with atomic_write(folder / f"{name}.csv") as part:

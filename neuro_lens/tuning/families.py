@@ -20,7 +20,6 @@ from .variables import Variable
 MIN_FIRING = 8
 TESTED = "tested"
 TOO_SPARSE = "too sparse to tune"
-NEEDED_BY_MAXT = 1
 COLUMNS = [
     "recording_id",
     "hook",
@@ -100,12 +99,12 @@ class Family:
         n_firing = (data.codes[rows] != 0).sum(0)
         sparse = n_firing < MIN_FIRING
         self.tested = np.flatnonzero(~sparse & varies)
-        compared = len(self.tested) if correction == "bh" else NEEDED_BY_MAXT
+        compared = len(self.tested) if correction == "bh" else 1
         self.n_draws = n_permutations or draws_needed(compared, alpha)
         self.floor = max(1 / (self.n_draws + 1), floor)
-        words = family_words(compared, data.hook, variable.name, recording_id, self.floor, alpha)
-        if correction == "maxT":
-            words = f"maxT over {len(self.tested)} features: {words}"
+        words = family_words(
+            len(self.tested), data.hook, variable.name, recording_id, self.floor, alpha, correction
+        )
         self.table = pd.DataFrame(
             {
                 "recording_id": recording_id,
@@ -175,7 +174,7 @@ def within_recordings(variable: Variable, trials: pd.DataFrame) -> Variable:
     values = trials[variable.name].dropna()
     if values.nunique() < 2:
         raise NeuroLensError(
-            f"variable {variable.name!r} is {values.iloc[0]!r} in all {len(values)} trials; "
+            f"variable {variable.name!r} is {values.tolist()[0]!r} in all {len(values)} trials; "
             "choose one that varies"
         )
     if variable.level != "trial":
@@ -193,8 +192,8 @@ def several_trials(variable: Variable, trials: pd.DataFrame) -> Variable:
     if variable.kind == "continuous":
         return variable
     count = trials[variable.name].value_counts()
-    alone = count.index[count == 1]
-    if len(alone) and count.max() > 1:
+    alone = count.index[count == 1].tolist()
+    if alone and count.max() > 1:
         raise NeuroLensError(
             f"value {alone[0]!r} of variable {variable.name!r} has a single trial of "
             f"{count.sum()}; drop that trial, or merge the value with another"
@@ -213,13 +212,21 @@ def parts(data: TrialCodes, by: str | None) -> Iterator[tuple[str, TrialCodes]]:
 
 
 def family_words(
-    n: int, hook: str, variable: str, recording_id: str, floor: float, alpha: float
+    n: int,
+    hook: str,
+    variable: str,
+    recording_id: str,
+    floor: float,
+    alpha: float,
+    correction: str = "bh",
 ) -> str:
     """Return what the correction runs over, and what it takes to pass."""
     words = f"{n} features of {hook or 'codes'} × {variable} × {recording_id}"
     needed = alpha / max(1, n)
     if floor > alpha:
         return f"{words}; p cannot fall below {floor:.2g}, so nothing can pass {alpha:g}"
+    if correction == "maxT":
+        return f"{words}; each against the largest of all (maxT), which passes p ≤ {alpha:g}"
     if floor > needed:
         least = int(np.ceil(n * floor / alpha))
         return (

@@ -17,6 +17,7 @@ from .trials import TrialCodes, as_trials
 from .variables import Variable, as_list, find_variable
 
 CORRECTIONS = ("bh", "maxT")
+NUMBERED_KINDS = ("circular", "ordinal")
 
 
 def tune(
@@ -182,6 +183,9 @@ def feature_groups(
     check_choice("recording", recording_id, known)
     rows = rows[(rows["recording_id"] == recording_id) & (rows["status"] == TESTED)]
     rows = rows.sort_values("effect", ascending=False, kind="stable")
+    if rows["kind"].isin(NUMBERED_KINDS).all():
+        # a written table holds text where values of several variables are of several types
+        rows = rows.assign(preferred=pd.to_numeric(rows["preferred"]))
     return {
         value: group["feature"].head(n).astype(int).tolist()
         for value, group in rows.groupby("preferred", sort=True)

@@ -40,3 +40,21 @@ def test_a_feature_out_of_range_is_refused(make_trials, noise, feature):
 def test_codes_without_labels_are_refused(noise):
     with pytest.raises(NeuroLensError, match="give trials as well"):
         tuning_curves(noise(32, 6), None, "direction")
+
+
+def test_curves_are_those_of_pynapple(make_trials, noise):
+    """A sample a trial; every direction in a bin of its own."""
+    nap = pytest.importorskip("pynapple", reason="pynapple is a development dependency")
+    trials, x = make_trials(n_blocks=6), noise(48, 3)
+    time = trials["start"].to_numpy()
+    peer = nap.compute_tuning_curves(
+        nap.TsdFrame(t=time, d=x),
+        nap.Tsd(t=time, d=trials["direction"].to_numpy()),
+        bins=[np.arange(9) * 45.0 - 22.5],
+        feature_names=["direction"],
+    )
+    own = tuning_curves(x, trials, "direction").pivot(
+        index="feature", columns="value", values="mean"
+    )
+    np.testing.assert_allclose(own.to_numpy(), peer.to_numpy())
+    np.testing.assert_allclose(own.columns, peer["direction"].to_numpy())

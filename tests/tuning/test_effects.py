@@ -111,6 +111,18 @@ def test_selectivity_by_hand():
     np.testing.assert_allclose(osi, [1, 0], atol=1e-12)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999))
+def test_osi_and_dsi_are_the_published_vector_sums(seed):
+    """L_ori = |Σ r(θ) exp(2iθ) / Σ r(θ)| and L_dir with exp(iθ): Mazurek et al. 2014."""
+    curve = np.random.default_rng(seed).exponential(size=8)
+    theta = np.deg2rad(DIRECTIONS)
+    for turns, period in ((2, 180), (1, 360)):
+        real, imaginary = curve @ np.cos(turns * theta), curve @ np.sin(turns * theta)
+        published = np.hypot(real, imaginary) / curve.sum()
+        assert selectivity(curve[:, None], DIRECTIONS, period)[0] == pytest.approx(published)
+
+
 @settings(deadline=None, max_examples=40)
 @given(step=st.integers(0, 7), seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3))
 def test_selectivity_does_not_change_with_rotation_and_scale(step, seed, scale):

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, read_table, write_table
-from neuro_lens.tuning import TrialCodes, feature_groups, find_variable, significant, tune
+from neuro_lens.tuning import (
+    TrialCodes,
+    covariates,
+    feature_groups,
+    find_variable,
+    significant,
+    tune,
+)
 from neuro_lens.tuning.design import make_design
 from neuro_lens.tuning.effects import omega_squared
 
@@ -142,11 +149,67 @@ def test_a_variable_of_animals_is_sent_to_the_global_test(mice):
         ({"variables": "direction", "by": "recording"}, "did you mean 'recording_id'"),
         ({"variables": "direction", "alpha": 5}, "alpha is 5"),
         ({"variables": "direction", "n_permutations": 0}, "n_permutations 0"),
+        ({"variables": "direction", "correction": "maxt"}, "did you mean 'maxT'"),
     ],
 )
 def test_bad_arguments_are_said_in_one_sentence(mice, arguments, sentence):
     with pytest.raises(NeuroLensError, match=sentence):
         tune(mice, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([2.0] * 128, r"'speed' is 2.0 in all 128 trials; choose one that varies"),
+        ([np.nan] * 128, "'speed' is empty in all 128 trials"),
+        ([7.0] + [1.0, 2.0, 3.0] * 42 + [1.0], "value 7.0 of variable 'speed' has a single trial"),
+    ],
+)
+def test_a_variable_that_tells_nothing_is_refused(mice, values, sentence):
+    trials = mice.trials.assign(speed=values)
+    with pytest.raises(NeuroLensError, match=sentence):
+        tune(TrialCodes(mice.codes, trials), variables="speed")
+
+
+def test_labels_of_other_trials_than_the_codes_are_refused(mice):
+    with pytest.raises(NeuroLensError, match=r"\(128, 40\) and 127 rows"):
+        TrialCodes(mice.codes, mice.trials[1:])
+
+
+def test_maxt_compares_with_the_largest_of_all_features(mice, table):
+    rows = tune(mice, variables="direction", by="recording_id", correction="maxT")
+    rows = rows[rows["recording_id"] == "a"]
+    assert rows["significant"].tolist() == [True] * 16 + [False] * 24
+    tested = rows[rows["status"] == "tested"]
+    assert (tested["q"] == tested["p_max"]).all()
+    assert (tested["p_max"] >= tested["p"]).all()
+    assert tested["family"].str.contains("^38 features .* each against the largest").all()
+    other = table[(table["recording_id"] == "a") & (table["variable"] == "direction")]
+    np.testing.assert_allclose(rows["effect"], other["effect"])
+    np.testing.assert_allclose(rows["p"], other["p"], rtol=0.3, atol=1e-3)
+
+
+def test_maxt_holds_the_chance_of_any_discovery_where_features_are_alike(make_trials, noise):
+    found = []
+    for seed in range(150):
+        x = noise(32, 2, seed=seed) @ np.random.default_rng(seed).normal(size=(2, 15))
+        data = TrialCodes(x + 0.3 * noise(32, 15, seed=900 + seed), make_trials(seed=seed))
+        rows = tune(data, variables="orientation", correction="maxT", n_permutations=199)
+        found.append(rows["significant"].any())
+    assert np.mean(found) <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 150)
+
+
+def test_a_continuous_variable_has_no_groups(mice):
+    rows = tune(mice, variables="running", n_permutations=99)
+    with pytest.raises(NeuroLensError, match="'running' is continuous and has no values to group"):
+        feature_groups(rows, "running")
+
+
+def test_a_continuous_variable_is_tested_as_covariates_does(mice):
+    rows = tune(mice, variables="running", n_permutations=499)
+    same = covariates(mice, None, "running", n_permutations=499)
+    np.testing.assert_allclose(rows["effect"], same["r"])
+    np.testing.assert_allclose(rows["p"], same["p"])
 
 
 def test_fit_trials_are_refused_unless_allowed_and_then_marked(mice):
@@ -233,6 +296,16 @@ def test_the_table_survives_being_written(table, tmp_path):
     write_table(table, tmp_path, "tuning")
     back = read_table(tmp_path / "tuning.parquet")
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
+
+
+def test_values_of_several_types_survive_being_written(mice, tmp_path):
+    choice = np.where(np.arange(128) % 2, "left", "right")
+    data = TrialCodes(mice.codes, mice.trials.assign(choice=choice))
+    rows = tune(data, variables=["direction", "choice"], n_permutations=99)
+    write_table(rows, tmp_path, "tuning")
+    back = read_table(tmp_path / "tuning.parquet")
+    for variable in ("direction", "choice"):
+        assert feature_groups(back, variable) == feature_groups(rows, variable)
 
 
 def test_a_dictionary_of_256_features_takes_seconds(make_trials, noise, tuned):
