@@ -49,7 +49,7 @@ def plot_probe_map(probes: pd.DataFrame, whats: Sequence[str] | None = None) -> 
     has_units = bool((probes["what"] == UNITS).any())
     rows = [*hooks, UNITS] if has_units else hooks
     wide = 0.75 * len(variables)
-    figure = blank(2.6 + (wide + 0.3) * len(chosen), 1.2 + ROW * len(rows))
+    figure = blank(2.6 + (wide + 0.3) * len(chosen), 1.3 + ROW * len(rows))
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for axis, what in zip(panels, chosen, strict=True):
         mine = probes[probes["what"] == what]
@@ -62,7 +62,8 @@ def plot_probe_map(probes: pd.DataFrame, whats: Sequence[str] | None = None) -> 
         axis.set_title(what)
         _ticks(axis, variables, rows)
     n = probes["recording_id"].nunique()
-    _bar(figure, image, panels, f"from chance (0) to perfect (1), mean of {plural(n, 'recording')}")
+    figure.supxlabel(f"mean of {plural(n, 'recording')}" if n > 1 else "", fontsize=8)
+    _bar(figure, image, panels, "above chance")
     return figure
 
 

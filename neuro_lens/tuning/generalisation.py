@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
@@ -192,9 +192,9 @@ def halvings(n_blocks: int, n_most: int, rng: np.random.Generator) -> np.ndarray
     """Return ways to part blocks into halves, ``(n, n_blocks)``: all of them, or some at random."""
     size = n_blocks // 2
     if comb(n_blocks, size) <= n_most:
-        firsts: Iterator[Sequence[int]] | list = list(combinations(range(n_blocks), size))
+        firsts: list[Sequence[int]] = list(combinations(range(n_blocks), size))
     else:
-        firsts = [rng.permutation(n_blocks)[:size] for _ in range(n_most)]
+        firsts = [rng.permutation(n_blocks)[:size].tolist() for _ in range(n_most)]
     out = np.zeros((len(firsts), n_blocks), dtype=bool)
     for row, first in zip(out, firsts, strict=True):
         row[list(first)] = True
@@ -212,16 +212,16 @@ def _chosen(
     if features is None:
         usable = ((x_nf != 0).sum(0) >= MIN_FIRING) & np.isfinite(effect)
         order = np.argsort(-np.where(usable, effect, -np.inf), kind="stable")
-        features = order[: min(n, int(usable.sum()))].tolist()
-    outside = [f for f in features if not 0 <= f < x_nf.shape[1]]
-    if outside or not features:
+        features = order[: min(n, int(usable.sum()))]
+    at = np.asarray(features, dtype=int)
+    outside = at[(at < 0) | (at >= x_nf.shape[1])]
+    if len(outside) or not len(at):
         raise NeuroLensError(
             f"feature {outside[0]} is out of range; there are {x_nf.shape[1]}, counted from 0"
-            if outside
+            if len(outside)
             else f"no feature fires in {MIN_FIRING} trials of the other animals, so none can be "
             "chosen; give more trials"
         )
-    at = np.asarray(features, dtype=int)
     return pd.DataFrame(
         {"feature": at, "preferred_others": preferred[at], "effect_others": effect[at]}
     )

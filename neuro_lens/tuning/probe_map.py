@@ -16,7 +16,7 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError, check_choice, track
 
 from .design import Design, make_design
-from .families import parts, splits_in, testable
+from .families import family_rng, parts, splits_in, testable
 from .probing import log_p_held_out
 from .sparse_probe import best_features, block_folds
 from .trials import TrialCodes, as_trials
@@ -305,7 +305,8 @@ def _rows(
     source: Probed, readout: _Readout, control_tasks: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one thing that is probed, a dense probe and the sparse ones."""
-    rng = np.random.default_rng(seed)
+    # the same control tasks whatever is probed, so that their scores can be compared
+    rng = family_rng(seed, "+".join(dict.fromkeys(readout.recording)), readout.variable.name)
     controls = readout.controls(control_tasks, rng)
     for k in (None, *source.ks):
         what = source.what if k is None else f"{k} feature{'s' if k > 1 else ''}"

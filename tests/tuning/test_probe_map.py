@@ -6,7 +6,9 @@ from torch import nn
 
 from neuro_lens.base import Batch, NeuroLensError
 from neuro_lens.hooks import Out, hook_model
-from neuro_lens.tuning import TrialCodes, probe_map
+from neuro_lens.recordings.describe import trial_responses
+from neuro_lens.recordings.windows import batches, trial_table
+from neuro_lens.tuning import TrialCodes, probe_map, trial_means
 
 D = 12
 
@@ -176,3 +178,34 @@ def test_bad_input_is_a_sentence(hooked, session):
     given = Batch(batch.inputs, {}, animals, batch.recording_id, batch.window_start)
     with pytest.raises(NeuroLensError, match="global_test"):
         probe_map(hooked, HOOKS, "genotype", [given])
+
+
+def test_the_map_of_a_transformer_on_traces(small_decoder, grating_recordings, tokenizer):
+    """Before it is trained it passes on what the units tell, and a probe reads it."""
+    hooked = hook_model(small_decoder)
+    hooks = ["enc.hook_resid_post", "blocks.0.hook_resid_post"]
+    held_out = batches(
+        grating_recordings,
+        tokenizer,
+        split=["select", "report"],
+        window=(0.0, 2.0),
+        trials="drifting_gratings",
+    )
+    units = [read_units(grating_recordings, rid) for rid in grating_recordings.recording_ids]
+    table = probe_map(hooked, hooks, "orientation", held_out, units=units, control_tasks=1)
+    assert set(table["hook"]) == {*hooks, "units"}
+    counts = table.groupby(["hook", "what"])["recording_id"].nunique()
+    assert set(counts) == {2}
+    score = table.set_index(["what", "hook"])["score"].groupby(level=[0, 1]).mean()
+    assert score["units", "units"] > 0.5
+    assert score["activations", hooks[0]] > 0.5
+    assert score["control task", hooks[0]] < 0.4
+    assert score["untrained decoder", hooks[0]] > 0.5
+
+
+def read_units(dataset, rid):
+    recording = dataset.get_recording(rid)
+    trials = trial_table(recording, rid, "drifting_gratings")
+    trials = trials.assign(orientation=trials["direction"] % 180)
+    means = trial_means(trial_responses(recording, (0.0, 2.0)), trials["trial"], trials)
+    return means.where(means.trials["split"] != "fit")
