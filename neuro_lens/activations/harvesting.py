@@ -114,13 +114,20 @@ def stream(
         yield chunks[hooks] if isinstance(hooks, str) else chunks
 
 
-def vectors_at(hooked: HookedDecoder, batch: Batch, names: Sequence[str]) -> dict[str, Vectors]:
-    """Return the valid vectors at hook points when the decoder reads a batch, in eval mode."""
+def vectors_at(
+    hooked: HookedDecoder, batch: Batch, names: Sequence[str], stop_at: str | None = None
+) -> dict[str, Vectors]:
+    """Return the valid vectors at hook points when the decoder reads a batch, in eval mode.
+
+    In the order in which the points fired; the decoder runs as far as ``stop_at``, or to its end.
+    """
     batch = batch.to(_device(hooked.decoder))
     with eval_mode(hooked.decoder):
-        _, cache = hooked.run_with_cache(*batch.args, names_filter=names, **batch.inputs)
+        _, cache = hooked.run_with_cache(
+            *batch.args, names_filter=list(names), stop_at=stop_at, **batch.inputs
+        )
         inputs = hooked.named_inputs(batch.args, batch.inputs)
-        return {name: hooked.vectors(name, cache[name], inputs) for name in names}
+        return {name: hooked.vectors(name, cache[name], inputs) for name in cache}
 
 
 @contextmanager
@@ -161,10 +168,13 @@ def _on_disk(stack: ExitStack, folder: Path, origin: dict[str, Any]) -> Gatherin
 def _run_over(
     hooked: HookedDecoder, batches: Iterable[Any], gathering: dict[str, Gathering]
 ) -> None:
+    """Hand every batch's vectors on; the first batch shows which point is the last to fire."""
+    last: dict[tuple[str, ...], str] = {}
     for given in _numbered(batches):
-        names = [name for name, gathered in gathering.items() if gathered.takes(given)]
+        names = tuple(name for name, gathered in gathering.items() if gathered.takes(given))
         if names:
-            vectors = vectors_at(hooked, given.batch, names)
+            vectors = vectors_at(hooked, given.batch, names, last.get(names))
+            last[names] = list(vectors)[-1]
         for name in names:
             gathering[name].add(vectors[name], given)
 

@@ -59,6 +59,18 @@ def test_several_hooks_come_as_a_dict_and_are_saved_by_name(hooked, batches, tmp
         assert torch.equal(loaded.acts, store.acts)
 
 
+def test_from_the_second_batch_on_the_decoder_runs_no_further_than_the_last_hook(hooked, batches):
+    headed = []
+    hooked.decoder.head.register_forward_hook(lambda *call: headed.append(call))
+    store = harvest(hooked, batches, "hook_embed")
+    assert len(headed) == 1
+    assert len(store) == 15
+    for batch in batches:
+        batch.inputs["x"] = batch.inputs["x"].nan_to_num()
+    assert len(harvest(hooked, batches, ["hook_answer", "hook_embed"])["hook_answer"]) == 5
+    assert len(headed) == 3
+
+
 def test_plain_inputs_without_labels_are_taken(hooked, batches):
     store = harvest(hooked, [b.inputs for b in batches], "hook_embed")
     assert set(store.index["recording_id"]) == {"unknown"}
