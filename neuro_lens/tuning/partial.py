@@ -179,7 +179,8 @@ def _shuffled(
     )
     strata = _index(np.c_[design.block, fixed])
     at = np.lexsort((design.time, strata))
-    if replace(design, value=design.value[at], block=strata[at]).floor() > alpha:
+    within = replace(design, value=design.value[at], block=strata[at])
+    if within.floor() > alpha >= design.floor():
         strata = _index(np.c_[design.recording, fixed])
         at = np.lexsort((design.time, strata))
         limit = (limit + "; " if limit else "") + (

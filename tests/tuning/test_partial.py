@@ -110,6 +110,16 @@ def test_blocks_with_one_trial_of_a_value_are_shuffled_within_recordings(make_tr
     assert (rows["p_floor"] < 0.01).all()
 
 
+def test_what_no_block_varies_is_not_shuffled_over_blocks(make_trials, noise):
+    """A context of two blocks is slow: nothing can pass, whatever is held fixed."""
+    trials = make_trials(n_blocks=8)
+    trials["context"] = trials["block"] // 2 % 2
+    trials["running"] = noise(64, 1)[:, 0]
+    rows = tune(TrialCodes(noise(64, 3), trials), variables="context", given="running")
+    assert (rows["p_floor"] == 1).all()
+    assert (rows["p"] == 1).all()
+
+
 def test_maxt_and_holding_fixed_go_together(runners):
     rows = tune(
         runners, variables="direction", given="running", correction="maxT", n_permutations=499
