@@ -15,7 +15,7 @@ from .families import Family
 from .order import exchangeable
 from .permute import Statistic, sequential_p
 from .ranked import shift_floor, shifts, spearman, spearman_interval
-from .trials import TrialCodes
+from .trials import DENSE_UP_TO, TrialCodes
 from .variables import Variable
 
 N_SHUFFLES = 200
@@ -28,6 +28,9 @@ def discrete_family(
     recording_id: str, data: TrialCodes, variable: Variable, **options: Any
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) for a variable with values.
+
+    Sparse codes of more than 1e8 entries get no columns of `_kind_columns`, which take each
+    trial's value: those stay NaN.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ def discrete_family(
     results |= _effect_columns(chosen, design, variable, rng)
     if variable.slow:
         results["effect_low"] = results["effect_high"] = np.full(len(family.tested), np.nan)
-    results |= _kind_columns(chosen, design, variable, results["preferred"], apart)
+    if not issparse(chosen) or np.prod(chosen.shape) <= DENSE_UP_TO:
+        results |= _kind_columns(chosen, design, variable, results["preferred"], apart)
     return family.filled(results, "omega squared", limit)
 
 

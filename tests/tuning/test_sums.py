@@ -7,7 +7,16 @@ from scipy.sparse import csc_array, csr_array, issparse
 from scipy.stats import chisquare
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.tuning import TrialCodes, effects, find_variable, sums, trial_means, trials, tune
+from neuro_lens.tuning import (
+    TrialCodes,
+    discrete,
+    effects,
+    find_variable,
+    sums,
+    trial_means,
+    trials,
+    tune,
+)
 from neuro_lens.tuning.design import Design, make_design
 
 SAME = {"rtol": 1e-9, "atol": 1e-12}
@@ -119,6 +128,17 @@ def test_tune_gives_the_same_table_for_sparse_codes():
     error = np.sqrt(2) * np.maximum(p / 10, 1 / 3000)
     assert ((sparse.loc[tested, "p"] - p).abs() < 4.5 * error).all()
     np.testing.assert_allclose(sparse["selectivity"], dense["selectivity"], atol=0.06)
+
+
+def test_large_sparse_codes_are_tested_without_what_takes_every_trial(monkeypatch):
+    x, table = experiment(n_features=5)
+    small = tune(TrialCodes(csr_array(x), table), variables="direction", n_permutations=99)
+    monkeypatch.setattr(discrete, "DENSE_UP_TO", 1000)
+    large = tune(TrialCodes(csr_array(x), table), variables="direction", n_permutations=99)
+    assert small["mutual_information"].notna().all()
+    assert large["mutual_information"].isna().all()
+    assert large["p"].equals(small["p"])
+    assert large["effect"].equals(small["effect"])
 
 
 def test_tune_of_sparse_codes_in_a_fixed_order_is_that_of_dense_ones():
