@@ -238,8 +238,9 @@ def _reduced(
     names = ", ".join(repr(g.name) for g in given)
     if not basis_nr.shape[1] or len(group) - n_fixed - basis_nr.shape[1] < 1:
         raise NeuroLensError(
-            f"variable {variable.name!r} does not vary in {len(group)} trials once {names} is "
-            "held fixed; hold something else fixed, or give more trials"
+            f"variable {variable.name!r} does not vary within blocks of {len(group)} trials once "
+            f"{names} is held fixed; hold something else fixed, or say slow=True in its Variable "
+            "if it changes from block to block"
         )
     return _Reduced(design, strata, basis_nz, basis_nr, n_fixed, limit)
 

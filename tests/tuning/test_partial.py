@@ -10,8 +10,7 @@ from neuro_lens.base import NeuroLensError
 from neuro_lens.recordings import load_recordings, simulate
 from neuro_lens.recordings.describe import trial_responses
 from neuro_lens.recordings.windows import trial_table
-from neuro_lens.tuning import TrialCodes, trial_means, tune
-from neuro_lens.tuning.partial import attributed
+from neuro_lens.tuning import TrialCodes, Variable, attributed, trial_means, tune
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +110,15 @@ def test_blocks_with_one_trial_of_a_value_are_shuffled_within_recordings(make_tr
 
 
 def test_what_no_block_varies_is_not_shuffled_over_blocks(make_trials, noise):
-    """A context of two blocks is slow: nothing can pass, whatever is held fixed."""
+    """A context of two blocks is slow, whatever is held fixed."""
     trials = make_trials(n_blocks=8)
     trials["context"] = trials["block"] // 2 % 2
     trials["running"] = noise(64, 1)[:, 0]
-    rows = tune(TrialCodes(noise(64, 3), trials), variables="context", given="running")
-    assert (rows["p_floor"] == 1).all()
-    assert (rows["p"] == 1).all()
+    data = TrialCodes(noise(64, 3), trials)
+    with pytest.raises(NeuroLensError, match=r"'context' does not vary within blocks .* slow=True"):
+        tune(data, variables="context", given="running")
+    rows = tune(data, variables=Variable("context", "binary", slow=True), given="running")
+    assert rows["p_floor"][0] == pytest.approx(1 / 64)
 
 
 def test_maxt_and_holding_fixed_go_together(runners):
@@ -134,7 +135,10 @@ def test_maxt_and_holding_fixed_go_together(runners):
     [
         ({"variables": "direction", "given": "direction"}, "'direction' is to be tested and held"),
         ({"variables": "direction", "given": "runing"}, "did you mean 'running'"),
-        ({"variables": "orientation", "given": "direction"}, "does not vary in 256 trials once"),
+        (
+            {"variables": "orientation", "given": "direction"},
+            "does not vary within blocks of 256 trials once",
+        ),
     ],
 )
 def test_what_cannot_be_held_fixed_is_said(runners, arguments, sentence):
