@@ -209,11 +209,12 @@ def _chosen(
     x_nf = data.codes[design.rows].astype(float)
     effect = effects.omega_squared(x_nf, design)
     preferred = np.asarray(design.values)[effects.mean_response(x_nf, design).argmax(0)]
-    if features is None:
+    if features is not None:
+        at = np.asarray(features, dtype=int)
+    else:
         usable = ((x_nf != 0).sum(0) >= MIN_FIRING) & np.isfinite(effect)
         order = np.argsort(-np.where(usable, effect, -np.inf), kind="stable")
-        features = order[: min(n, int(usable.sum()))]
-    at = np.asarray(features, dtype=int)
+        at = order[: min(n, int(usable.sum()))]
     outside = at[(at < 0) | (at >= x_nf.shape[1])]
     if len(outside) or not len(at):
         raise NeuroLensError(
