@@ -20,6 +20,7 @@ from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 
 CONSTANT = "does not vary"
+NOT_ALL_SHOWN = "a half of the blocks lacks a value"
 DRAWS_AT_ONCE = 100
 
 
@@ -331,8 +332,10 @@ def _drift_table(
     p = low.sum(0) / np.maximum(n, 1) if exact else (low.sum(0) + 1) / (n + 1)
     total = np.where(told, null, 0).sum(0)
     halves = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+    whole = all(count[side].sum(0).all() for side in (given[0], ~given[0]))
+    untold = CONSTANT if whole else NOT_ALL_SHOWN
     sparse = n_firing < MIN_FIRING
-    status = np.where(sparse, TOO_SPARSE, np.where(np.isfinite(early_late), TESTED, CONSTANT))
+    status = np.where(sparse, TOO_SPARSE, np.where(np.isfinite(early_late), TESTED, untold))
     table = pd.DataFrame(
         {
             "feature": np.arange(x_nf.shape[1]),

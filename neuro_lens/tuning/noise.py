@@ -11,12 +11,11 @@ from neuro_lens.base import NeuroLensError
 
 from . import effects
 from .design import Design, make_design
-from .families import splits_in, testable
+from .families import MIN_FIRING, splits_in, testable
 from .population import aligned
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 
-MIN_FIRING = 8
 FEWEST_BLOCKS = 4
 FEATURES, UNITS, DIFFERENCE = "features", "units", "features - units"
 MEASURES = ("mean", "mean size", "spread", "share positive")

@@ -109,5 +109,10 @@ def test_drift_of_few_blocks_says_how_small_p_could_be(make_trials, noise):
     found = drift(TrialCodes(noise(32, 5), make_trials(n_blocks=4)), "direction")
     assert set(found["p_floor"]) == {2 / 6}
     assert (found["p"] >= 2 / 6 - 1e-9).all()
+    trials = make_trials(n_blocks=4)
+    late = (trials["block"] < 2) | (trials["direction"] > 0)
+    lacking = drift(TrialCodes(noise(32, 5), trials).where(late), "direction")
+    assert set(lacking["status"]) == {"a half of the blocks lacks a value"}
+    assert lacking["p"].isna().all()
     with pytest.raises(NeuroLensError, match="one repeat block"):
         drift(TrialCodes(noise(8, 5), make_trials(n_blocks=1)), "direction")
