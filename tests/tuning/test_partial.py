@@ -121,6 +121,13 @@ def test_what_no_block_varies_is_not_shuffled_over_blocks(make_trials, noise):
     assert rows["p_floor"][0] == pytest.approx(1 / 64)
 
 
+def test_likeness_of_neighbouring_trials_is_stated_as_a_limit(runners, noise):
+    alike = TrialCodes(noise(256, 50, rho=0.8), runners.trials)
+    for data, stated in ((alike, True), (runners, False)):
+        rows = tune(data, variables="direction", given="running", n_permutations=9)
+        assert rows["limit"].str.contains("neighbouring trials are alike").all() == stated
+
+
 def test_maxt_and_holding_fixed_go_together(runners):
     rows = tune(
         runners, variables="direction", given="running", correction="maxT", n_permutations=499
