@@ -139,8 +139,8 @@ def _check_fit(given: Variable, values: pd.Series) -> None:
     numeric = pd.api.types.is_numeric_dtype(values)
     if given.kind in ("circular", "ordinal", "continuous") and not numeric:
         raise NeuroLensError(
-            f"variable {name!r} is said to be {given.kind} and holds {values.tolist()[0]!r}, which is "
-            "no number; call it categorical, or give numbers"
+            f"variable {name!r} is said to be {given.kind} and holds {values.tolist()[0]!r}, which "
+            "is no number; call it categorical, or give numbers"
         )
 
 
