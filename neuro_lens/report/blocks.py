@@ -24,6 +24,8 @@ COLUMNS = {
     "matched_share_random mean_cosine_same_spread matched_share_same_spread",
     "tuning": "recording_id hook variable feature effect_name effect preferred p p_floor q "
     "significant n_trials n_firing status",
+    "answer_tuning": "recording_id hook variable feature follows effect_stimulus effect_answer "
+    "n_trials n_errors status",
     "tuning_curves": "source id recording_id window variable value mean sem n",
     "covariates": "recording_id hook covariate feature r p_floor significant n_trials status",
     "between": "variable hook split count is_true",

@@ -16,6 +16,7 @@ from .decoding import decoding_section
 from .dictionary import dictionary_section
 from .features import features_section
 from .removal import ablation_section, decision_section
+from .stimulus_or_answer import stimulus_or_answer_section
 from .style import plural
 
 
@@ -43,6 +44,7 @@ def write_report(results: str | Path) -> Path:
         decoding_section(read),
         dictionary_section(read),
         features_section(read),
+        stimulus_or_answer_section(read),
         before_section(read),
         covariates_section(read),
         animals_section(read),

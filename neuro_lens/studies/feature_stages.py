@@ -92,7 +92,7 @@ def tuning(
 ) -> None:
     """Test every feature on held-out trials, during the stimulus and before it.
 
-    Writes the tables ``tuning``, ``tuning_curves``, ``covariates``, ``between``,
+    Writes the tables ``tuning``, ``tuning_curves``, ``answer_tuning``, ``covariates``, ``between``,
     ``between_summary`` and ``between_confounds``, all of one dictionary.
     """
     from ..hooks import hook_model
@@ -116,6 +116,7 @@ def tuning(
         if name == DURING:
             units = unit_tuning(held_out, variables, seed, options)
             best = {"feature": best_features(tested), "unit": best_features(units)}
+            tables["answer_tuning"] = [answer_table(codes, hooked, held_out, seed, options)]
             tables["covariates"] = [covariate_table(codes, variables, seed, options)]
             if known := [v for v in between if v in codes.trials]:
                 animals = animal_covariates(model, held_out, units, variables[0])
@@ -150,6 +151,22 @@ def unit_tuning(
         [
             tune(codes, variables=list(variables), seed=seed, **options)
             for codes in _unit_codes(batches).values()
+        ],
+        ignore_index=True,
+    )
+
+
+def answer_table(
+    codes: Any, hooked: Any, batches: Any, seed: int, options: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return whether features, and units, follow the stimulus or the decoder's answer."""
+    from ..tuning import answer_tuning, trial_answers
+
+    answers = trial_answers(hooked, batches)
+    return pd.concat(
+        [
+            answer_tuning(given, answers=answers, seed=seed, **options)
+            for given in (codes, *_unit_codes(batches).values())
         ],
         ignore_index=True,
     )

@@ -40,6 +40,7 @@ TABLES = {
     "sae_stability": "dictionary",
     "tuning": "tuning",
     "tuning_curves": "tuning",
+    "answer_tuning": "tuning",
     "covariates": "tuning",
     "between": "tuning",
     "between_summary": "tuning",

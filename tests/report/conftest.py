@@ -40,6 +40,7 @@ def made_up_tables():
         "sae_stability": _sae_stability(),
         "tuning": _tuning(rng),
         "tuning_curves": _curves(rng),
+        "answer_tuning": _answer_tuning(rng),
         "covariates": _covariates(rng),
         "between": _between(rng),
         "between_summary": _between_summary(),
@@ -208,6 +209,22 @@ def _curves(rng):
             )
     columns = ["source", "id", "recording_id", "window", "variable", "value", "mean", "sem", "n"]
     return pd.DataFrame(rows, columns=columns).assign(hook=HOOK, seed=0)
+
+
+def _answer_tuning(rng):
+    rows = []
+    words = ["sensory", "decision", "both", "undetermined"]
+    for seed, recording, feature in product(SEEDS, RECORDINGS, range(8)):
+        effects = 0.1 * rng.random(2)
+        word = words[feature % 4] if feature < 6 else "undetermined"
+        rows.append(
+            [seed, recording, HOOK, "direction", feature, word, *effects, 64, 20 + seed, "tested"]
+        )
+    columns = (
+        "seed recording_id hook variable feature follows effect_stimulus effect_answer n_trials "
+        "n_errors status"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def _covariates(rng):

@@ -62,6 +62,19 @@ def test_curves_are_of_the_best_features_in_their_order(results):
         assert shown["effect"].tolist() == best["effect"].tolist()
 
 
+def test_features_and_units_are_set_against_stimulus_and_answer(results):
+    table = pd.read_parquet(results / "answer_tuning.parquet")
+    features = table[table["hook"] != "units"]
+    assert set(features["variable"]) >= {"direction"}
+    assert (table["hook"] == "units").any()
+    decoded = pd.read_parquet(results / "decoding.parquet")
+    wrong = decoded[(decoded["variable"] == "direction") & (decoded["window"] == "stimulus")]
+    wrong = wrong[wrong["decoder"] == "transformer"].set_index("recording_id")
+    for recording, rows in features[features["variable"] == "direction"].groupby("recording_id"):
+        errors = wrong.loc[recording, "n_windows"] * (1 - wrong.loc[recording, "accuracy"])
+        assert rows["n_errors"].iloc[0] == round(errors)
+
+
 def test_covariates_are_tested_together_and_animals_told_apart_by_more_than_dates(results):
     covariates = pd.read_parquet(results / "covariates.parquet")
     together = covariates[covariates["recording_id"] == "all"]

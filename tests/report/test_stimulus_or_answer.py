@@ -1,0 +1,17 @@
+from neuro_lens.report.stimulus_or_answer import follows_grid
+
+
+def test_features_are_counted_by_what_they_follow_over_seeds(tables):
+    table = tables["answer_tuning"]
+    grid = follows_grid(table, {"mrcuts28"})
+    assert len(grid.rows) == table["recording_id"].nunique()
+    for i, row in enumerate(grid.rows):
+        recording = row[1].split(", ")[1]
+        assert row[3:7] == ["2", "2", "1", "3"]
+        assert (i in grid.muted) == (recording != "mrcuts28")
+
+
+def test_what_was_not_tested_is_not_counted(tables):
+    table = tables["answer_tuning"]
+    table.loc[table["feature"] == 0, "status"] = "too sparse to tune"
+    assert {row[3] for row in follows_grid(table).rows} == {"1"}
