@@ -204,11 +204,11 @@ class Streaming:
 def draw(feed: Feed, n: int, generator: torch.Generator, total: int) -> Tensor:
     """Return ``n`` of the ``total`` random vectors of a training.
 
-    Where the feed has fewer than ``total``, a share of them is moved towards another (mixup): a
-    recording gives a few thousand vectors, which a dictionary fits better than new ones, and
-    vectors in between close that gap (Zhang et al. 2018).
+    Where each comes twice or more, a share of them is moved towards another (mixup): a recording
+    gives a few thousand vectors, which a dictionary fits better than new ones, and vectors in
+    between close that gap (Zhang et al. 2018).
     """
-    if feed.n is None or feed.n >= total:
+    if feed.n is None or 2 * feed.n > total:
         return feed.sample(n, generator)
     first, second = feed.sample(2 * n, generator).view(2, n, -1)
     mixed = torch.rand(n, 1, generator=generator) < MIXED_SHARE

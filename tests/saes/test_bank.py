@@ -173,7 +173,7 @@ def test_the_buffer_mixes_recordings_and_comes_to_see_all(small_shards, tmp_path
     assert kept_out.isdisjoint(map(tuple, feed._buffer.tolist()))
 
 
-def test_vectors_that_come_once_are_given_as_they_are_and_those_that_come_again_are_mixed(vectors):
+def test_vectors_that_come_about_once_are_given_as_they_are_and_others_are_mixed(vectors):
     feed = InMemory(read_source(vectors))
     known = {tuple(row) for row in (vectors * feed.scale).tolist()}
 
