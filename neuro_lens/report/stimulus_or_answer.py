@@ -35,7 +35,7 @@ def follows_grid(table: pd.DataFrame, decoded: set[str] | None = None) -> Grid:
         Recordings decoded above chance; the others are shown in grey.
     """
     table = table[table["status"] == "tested"]
-    rows, muted = [], set[int]()
+    rows, muted = list[list[str]](), set[int]()
     places = ["variable", "hook", "recording_id"]
     for (variable, hook, recording), group in table.groupby(places, sort=False):
         n_seeds = group["seed"].nunique() if "seed" in group else 1
