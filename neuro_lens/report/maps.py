@@ -164,7 +164,7 @@ def _table(
 
 
 def _strongest(effect: pd.DataFrame, n: int) -> list[int]:
-    known = effect.dropna(how="all")
+    known = effect.dropna(how="all").abs()
     top = known.max(axis=1).sort_values(ascending=False, kind="stable").index[:n]
     known = known.loc[top]
     place = known.fillna(-np.inf).to_numpy().argmax(1)

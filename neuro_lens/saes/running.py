@@ -21,7 +21,7 @@ from .files import save_trained
 from .fitting import Member, Schedule, Training
 from .health import explained_variance
 from .logs import Log, logging_to
-from .source import Acts, check_finite, read_source, store_origin
+from .source import Acts, check_finite, fit_rows, read_source, store_origin
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -164,7 +164,9 @@ class Runner:
 def feed_of(acts: Acts, buffer: int) -> Feed:
     """Return a feed: all vectors in memory, or a buffer over a store or an iterable of chunks."""
     if isinstance(acts, ActivationStore) and acts.folder is not None and len(acts) > buffer:
-        return Streaming(shard_passes(acts, buffer), buffer, store_origin(acts), len(acts))
+        fit = fit_rows(acts.index["split"])
+        n = len(acts) if fit is None else int(fit.sum())
+        return Streaming(shard_passes(acts, buffer), buffer, store_origin(acts), n)
     if isinstance(acts, ActivationStore | Tensor) or not isinstance(acts, Iterable):
         return InMemory(read_source(acts))
     return Streaming(iterable_passes(acts), buffer, {})

@@ -129,7 +129,9 @@ def tuning(
             for curves in _curves(codes, _unit_codes(held_out), best)
         )
     for name, parts in tables.items():
-        table = pd.concat([p for p in parts if len(p)], ignore_index=True)
+        if not (filled := [p for p in parts if len(p)]):
+            continue
+        table = pd.concat(filled, ignore_index=True)
         write_table(table.assign(seed=seed), folder, name)
 
 

@@ -135,8 +135,13 @@ def aligned(
             f"the units are of {len(recordings)} recordings, which have none in common; give "
             "those of one"
         )
-    known = pd.Index(both[0].trials["trial"])
-    at = known.get_indexer(both[1].trials["trial"])
+    known, wanted = (pd.MultiIndex.from_frame(b.trials[["recording_id", "trial"]]) for b in both)
+    if not known.is_unique:
+        raise NeuroLensError(
+            f"trial {known[known.duplicated()][0][1]!r} is twice among the features; give each "
+            "trial of a recording once"
+        )
+    at = known.get_indexer(wanted)
     if not (at >= 0).any():
         raise NeuroLensError(
             f"the features have none of the {len(at)} trials of {recordings[0]!r}; give codes of "

@@ -84,7 +84,8 @@ def tune(
         ``auroc`` (binary: of the second value against the first, chance .5);
         ``rank_correlation`` with interval (ordinal, continuous); ``mutual_information`` (bits,
         minus its shuffle mean). From ``d_prime`` on, without ``selectivity``, these are NaN for
-        sparse codes of more than 1e8 entries, which are never made dense.
+        sparse codes of more than 1e8 entries, which only ``given``, maxT, a slow variable and a
+        continuous one make dense.
 
         ``p``, ``p_max`` (maxT), ``p_floor`` (the smallest it could be), ``at_floor`` (read p as
         ≤), ``q``, ``significant``, ``n_trials``, ``n_firing``, ``status`` ("tested" or why not),
