@@ -21,7 +21,11 @@ from .variables import Variable
 N_SHUFFLES = 200
 N_FOR_INFORMATION = 50
 FEATURES_AT_ONCE = 512
-MEANWHILE = "slow: blocks are no units of it, whole recordings are shifted"
+MEANWHILE = (
+    "slow: blocks are no units of it, whole recordings are shifted; the effect is not corrected "
+    "for the likeness of neighbouring trials and is above 0 without tuning, so go by p"
+)
+UNSHIFTED = ("effect_low", "effect_high", "size", "selectivity", "d_prime")
 
 
 def discrete_family(
@@ -60,10 +64,11 @@ def discrete_family(
         p, n_drawn = permutation_p(ready, design, family.n_draws, rng)
         results = {"p": p, "n_permutations": n_drawn}
     results |= _effect_columns(chosen, design, variable, rng)
-    if variable.slow:
-        results["effect_low"] = results["effect_high"] = np.full(len(family.tested), np.nan)
     if not issparse(chosen) or np.prod(chosen.shape) <= DENSE_UP_TO:
         results |= _kind_columns(chosen, design, variable, results["preferred"], apart)
+    if variable.slow:
+        unknown = np.full(len(family.tested), np.nan)
+        results |= dict.fromkeys(UNSHIFTED, unknown)
     return family.filled(results, "omega squared", limit)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from .design import Design
-from .effects import _halves, mean_response
+from .effects import _halves, centre_blocks, mean_response
 
 N_BINS = 4
 VALUES_AT_ONCE = 2**24
@@ -59,7 +59,8 @@ def d_prime(x_nf: np.ndarray, design: Design) -> np.ndarray:
 
     ``(μ_preferred - μ_rest) / sqrt((σ²_preferred + σ²_rest) / 2)`` (Simpson and Fitter 1973).
     The preferred value is taken from one half of the blocks and d′ from the other, both ways,
-    averaged, so that it is 0 on average where there is no tuning.
+    averaged, so that it is 0 on average where there is no tuning. Each recording's mean is taken
+    out first.
 
     Returns
     -------
@@ -67,6 +68,8 @@ def d_prime(x_nf: np.ndarray, design: Design) -> np.ndarray:
         NaN where a half has fewer than two trials of a value, or nothing varies in it.
     """
     half, feature = _halves(design), np.arange(x_nf.shape[1])
+    recording = np.unique(design.recording, return_inverse=True)[1]
+    x_nf = centre_blocks(x_nf, recording) if recording.any() else x_nf
     group = [design.one_hot()[:, half == side] for side in (0, 1)]
     count = [g.sum(1) for g in group]
     if min(c.min() for c in count) < 2:
