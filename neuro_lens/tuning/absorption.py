@@ -13,9 +13,10 @@ import torch
 from neuro_lens.base import NeuroLensError, track
 from neuro_lens.hooks.dictionary import decoder_rows
 
+from .blocks import several_blocks
 from .design import Design, make_design
 from .families import parts, splits_in, testable
-from .sparse_probe import MIN_BLOCKS, block_folds, linear_probe
+from .sparse_probe import block_folds, linear_probe
 from .trials import TrialCodes, as_store, as_trials, trial_codes
 from .variables import Variable, find_variable
 
@@ -125,11 +126,7 @@ def absorption(
     tables = []
     for rid, part in track(list(parts(joint, by)), "absorption"):
         design = make_design(part.trials, wanted)
-        if design.n_blocks < MIN_BLOCKS:
-            raise NeuroLensError(
-                f"recording {rid!r} has one repeat block; a probe is fitted on some blocks and "
-                "tried on others, so give trials of at least 2"
-            )
+        several_blocks(design, rid, "a probe is fitted on some blocks and tried on others")
         kinds = part.trials[finer.name].to_numpy()[design.rows]
         measured = _Value(part.codes[design.rows], directions, design, kinds, n_folds)
         for value in range(design.n_values):

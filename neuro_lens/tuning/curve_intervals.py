@@ -9,10 +9,10 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError
 
+from .blocks import block_sums
 from .curves import tuning_curves
 from .design import Design, make_design
 from .effects import MIN_BLOCKS
-from .generalisation import block_sums
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from math import comb
 
 import numpy as np
 import pandas as pd
+from scipy.special import gammaln
 from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, check_choice, track
 
 from . import effects
+from .blocks import block_sums, half_curves, halvings, several_blocks
 from .design import Design, make_design
 from .families import MIN_FIRING, TESTED, TOO_SPARSE, parts, splits_in, testable
 from .order import exchangeable
@@ -55,10 +56,8 @@ def generalises(
         Features chosen for each animal.
     animal : str
         Column of the trials that names what is left out.
-    n_permutations : int
-    seed : int
-    allow_fit : bool
-        Take fit trials, whose answers every decoder has by heart.
+    n_permutations, seed, allow_fit
+        As in `tune`.
 
     Returns
     -------
@@ -68,9 +67,9 @@ def generalises(
         largest and so too large), ``effect`` (ω² in the animal left out), ``preferred``,
         ``distance`` (between the two preferred values, in the variable's units; null where it is
         categorical), ``agrees`` and ``chance`` of it, ``size`` (response at the others' preferred
-        value minus the mean of the other values, in standard deviations within values), ``p``,
-        ``p_floor``, ``q`` (over the features of that animal), ``n_trials``, ``n_firing``,
-        ``status`` and ``split``.
+        value minus the mean of the other values, in standard deviations within values), ``p`` (of
+        that value's trials against all others, upwards), ``p_floor``, ``q`` (over the features of
+        that animal), ``n_trials``, ``n_firing``, ``status`` and ``split``.
 
     Raises
     ------
@@ -115,12 +114,8 @@ def drift(
 
     Parameters
     ----------
-    codes : TrialCodes
-    variable : str or Variable
-    n_permutations : int
-    seed : int
-    allow_fit : bool
-        Take fit trials, whose answers every decoder has by heart.
+    codes, variable, n_permutations, seed, allow_fit
+        As in `generalises`.
 
     Returns
     -------
@@ -140,66 +135,13 @@ def drift(
     tables = []
     for recording, part in track(list(parts(data, "recording_id")), "looking for drift"):
         design = make_design(part.trials, wanted)
-        if design.n_blocks < 2:
-            raise NeuroLensError(
-                f"recording {recording!r} has one repeat block; early and late ones are compared, "
-                "so give trials of at least 2"
-            )
+        several_blocks(design, recording, "early and late ones are compared")
         x_nf = part.codes[design.rows].astype(float)
         table = _drift_table(x_nf, design, n_permutations, np.random.default_rng(seed))
         table.insert(0, "recording_id", recording)
         split = splits_in(part.trials.iloc[design.rows])
         tables.append(table.assign(hook=data.hook, variable=wanted.name, split=split))
     return pd.concat(tables, ignore_index=True)
-
-
-def half_curves(sums_bvf: np.ndarray, count_bv: np.ndarray, first_hb: np.ndarray) -> np.ndarray:
-    """Return the correlation of tuning curves of two halves of the blocks.
-
-    Parameters
-    ----------
-    sums_bvf : array, shape (n_blocks, n_values, n_features)
-        Sum over the trials of each block and value.
-    count_bv : array, shape (n_blocks, n_values)
-        Trials of each.
-    first_hb : array of bool, shape (n_halvings, n_blocks)
-        Which blocks are in the first half.
-
-    Returns
-    -------
-    array, shape (n_halvings, n_features)
-        NaN where a half lacks a value, or a curve is flat.
-    """
-    found = np.full((len(first_hb), sums_bvf.shape[2]), np.nan)
-    for i, first in enumerate(first_hb):
-        counts = [count_bv[side].sum(0)[:, None] for side in (first, ~first)]
-        if not all(count.all() for count in counts):
-            continue
-        a, b = (sums_bvf[side].sum(0) / n for side, n in zip((first, ~first), counts, strict=True))
-        a, b = a - a.mean(0), b - b.mean(0)
-        size = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-        np.divide((a * b).sum(0), size, out=found[i], where=size > 1e-12)
-    return found
-
-
-def block_sums(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums over the trials of each block and value, and how many there are."""
-    sums = np.zeros((design.n_blocks, design.n_values, x_nf.shape[1]))
-    np.add.at(sums, (design.block, design.value), x_nf)
-    return sums, design.count()
-
-
-def halvings(n_blocks: int, n_most: int, rng: np.random.Generator) -> np.ndarray:
-    """Return ways to part blocks into halves, ``(n, n_blocks)``: all of them, or some at random."""
-    size = n_blocks // 2
-    if comb(n_blocks, size) <= n_most:
-        firsts: list[Sequence[int]] = list(combinations(range(n_blocks), size))
-    else:
-        firsts = [rng.permutation(n_blocks)[:size].tolist() for _ in range(n_most)]
-    out = np.zeros((len(firsts), n_blocks), dtype=bool)
-    for row, first in zip(out, firsts, strict=True):
-        row[list(first)] = True
-    return out
 
 
 def _chosen(
@@ -252,7 +194,7 @@ def _tried(
     ok = np.flatnonzero(status == TESTED)
     own = values[effects.mean_response(x_nf, design).argmax(0)]
     index = np.searchsorted(values, wanted[ok])
-    p, floor = _contrast_p(x_nf[:, ok], design, index, n_permutations, rng)
+    p, floor = _preferred_p(x_nf[:, ok], design, index, n_permutations, rng)
     found = {
         "effect": effects.omega_squared(x_nf[:, ok], design),
         "preferred": own[ok],
@@ -260,6 +202,7 @@ def _tried(
         "agrees": own[ok] == wanted[ok],
         "size": _size(x_nf[:, ok], design, index),
         "p": p,
+        "p_floor": floor,
         "q": false_discovery_control(p) if len(p) else p,
     }
     table = chosen.reset_index(drop=True)
@@ -268,7 +211,6 @@ def _tried(
     return table.assign(
         agrees=table["agrees"].astype("boolean"),
         chance=1 / design.n_values,
-        p_floor=floor,
         n_trials=len(x_nf),
         n_firing=n_firing,
         status=status,
@@ -278,34 +220,45 @@ def _tried(
     )
 
 
-def _contrast(mean_vf: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return each feature's mean at one value minus the mean of its means at the others."""
-    at = np.take_along_axis(mean_vf, index[(None,) * (mean_vf.ndim - 1)], axis=-2)[..., 0, :]
-    return at - (mean_vf.sum(-2) - at) / (mean_vf.shape[-2] - 1)
-
-
-def _contrast_p(
+def _preferred_p(
     x_nf: np.ndarray, design: Design, index: np.ndarray, n: int, rng: np.random.Generator
-) -> tuple[np.ndarray, float]:
-    floor = max(1 / (n + 1), design.floor())
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return p of each feature's mean at one value, against all others, and the smallest p.
+
+    Blocks are centred, so the mean of the other trials follows from that of these: which trials
+    show the value is all that counts, not how the other values lie among the rest.
+    """
+    floor = np.maximum(1 / (n + 1), _one_against_rest(design))[index]
     if not x_nf.shape[1]:
         return np.zeros(0), floor
     ready, _ = exchangeable(x_nf, design)
-    observed = _contrast(effects.mean_response(ready, design), index)
+    feature = np.arange(len(index))
+    observed = effects.mean_response(ready, design)[index, feature]
     reached = np.zeros(len(index))
     for start in range(0, n, DRAWS_AT_ONCE):
         order = design.shuffles(min(DRAWS_AT_ONCE, n - start), rng)
-        null = _contrast(effects.mean_response(ready, design, order), index)
+        null = effects.mean_response(ready, design, order)[:, index, feature]
         reached += (null >= observed - 1e-9 * np.abs(observed)).sum(0)
     return np.maximum((reached + 1) / (n + 1), floor), floor
 
 
+def _one_against_rest(design: Design) -> np.ndarray:
+    """Return for each value one over the ways to choose its trials among those of each block."""
+    count = design.count()
+    total = count.sum(1)[:, None]
+    ways = gammaln(total + 1) - gammaln(count + 1) - gammaln(total - count + 1)
+    return np.exp(-ways.sum(0))
+
+
 def _size(x_nf: np.ndarray, design: Design, index: np.ndarray) -> np.ndarray:
+    """Return the mean at one value minus the mean of the others', in standard deviations."""
     mean = effects.mean_response(x_nf, design)
+    at = mean[index, np.arange(len(index))]
+    apart = at - (mean.sum(0) - at) / (design.n_values - 1)
     free = len(x_nf) - design.n_values
     spread = np.sqrt(((x_nf - mean[design.value]) ** 2).sum(0) / max(1, free))
     out = np.full(len(index), np.nan)
-    return np.divide(_contrast(mean, index), spread, out=out, where=(spread > 0) & (free > 0))
+    return np.divide(apart, spread, out=out, where=(spread > 0) & (free > 0))
 
 
 def _distance(a: np.ndarray, b: np.ndarray, variable: Variable) -> np.ndarray:

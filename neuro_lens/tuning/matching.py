@@ -65,9 +65,8 @@ def match_by_activity(
         Times that the trials of ``second`` are shuffled, within what is centred.
     alpha : float
         Share of false discoveries allowed.
-    seed : int
-    allow_fit : bool
-        Take fit trials, whose answers every decoder has by heart.
+    seed, allow_fit
+        As in `tune`.
 
     Returns
     -------

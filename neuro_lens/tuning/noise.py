@@ -10,6 +10,7 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError
 
 from . import effects
+from .blocks import several_blocks
 from .design import Design, make_design
 from .families import MIN_FIRING, splits_in, testable
 from .population import aligned
@@ -19,6 +20,7 @@ from .variables import Variable, find_variable
 FEWEST_BLOCKS = 4
 FEATURES, UNITS, DIFFERENCE = "features", "units", "features - units"
 MEASURES = ("mean", "mean size", "spread", "share positive")
+NEVER_NEGATIVE = MEASURES[1:]
 
 
 def noise_pairs(
@@ -33,7 +35,7 @@ def noise_pairs(
     variable : str or Variable
         The stimulus that is held fixed.
     allow_fit : bool
-        Take fit trials too.
+        As in `tune`.
 
     Returns
     -------
@@ -76,17 +78,13 @@ def noise_correlations(
 
     Parameters
     ----------
-    features : TrialCodes
-        Of any number of recordings; the trials of ``units`` are compared.
-    units : TrialCodes
-        Mean responses of the units of one recording, over the same trials.
+    features, units, allow_fit
+        As in `compare_with_units`.
     variable : str or Variable
         The stimulus that is held fixed.
     n_boot : int
         Bootstrap samples of the repeat blocks, the same ones for features and units.
     seed : int
-    allow_fit : bool
-        Take fit trials too, marked in ``split``.
 
     Returns
     -------
@@ -97,12 +95,19 @@ def noise_correlations(
         "share positive", and "with signal" (correlation of noise with signal over pairs);
         ``estimate``, ``low`` and ``high`` (95 % over blocks, this recording only; null of fewer
         than 4 blocks and of signal), ``n_pairs``, ``n_trials``, ``n_blocks``, ``recording_id``,
-        ``hook`` (of the features), ``variable`` and ``split``.
+        ``hook`` (of the features), ``variable`` and ``split``. Each correlation is of so many
+        trials only, and its error adds to "mean size" and "spread", alike for features and units.
 
     Raises
     ------
     NeuroLensError
         As `noise_pairs`, and for trials that the two do not share.
+
+    Notes
+    -----
+    Blocks that are drawn twice make correlations larger and more spread out than they are, so the
+    percentiles of the bootstrap are moved by its own bias, and widened by ``sqrt(n / (n - 1))``
+    for n blocks.
     """
     pair = aligned(features, units, allow_fit=allow_fit)
     wanted = testable(find_variable(pair[0].trials, variable), pair[0].trials)
@@ -121,8 +126,9 @@ def noise_correlations(
     estimates[DIFFERENCE] = {key: whole[0][key] - whole[1][key] for key in whole[0]}
     if drawn:
         drawn[DIFFERENCE] = drawn[FEATURES] - drawn[UNITS]
+    widen = np.sqrt(n_blocks / (n_blocks - 1))
     rows = [
-        _row(source, key, value, drawn.get(source))
+        _row(source, key, value, drawn.get(source), widen)
         for source, measures in estimates.items()
         for key, value in measures.items()
     ]
@@ -141,12 +147,15 @@ def noise_correlations(
 
 
 def _row(
-    source: str, key: tuple[str, str], value: float, drawn: pd.DataFrame | None
+    source: str, key: tuple[str, str], value: float, drawn: pd.DataFrame | None, widen: float
 ) -> dict[str, Any]:
-    ends = [np.nan, np.nan]
-    if drawn is not None and key in drawn:
-        ends = list(np.nanquantile(drawn[key], [0.025, 0.975]))
     correlation, measure = key
+    ends = [np.nan, np.nan]
+    if drawn is not None and key in drawn and drawn[key].notna().any():
+        middle = drawn[key].mean()
+        ends = value + widen * (np.nanquantile(drawn[key], [0.025, 0.975]) - middle)
+        if source != DIFFERENCE:
+            ends = np.clip(ends, 0 if measure in NEVER_NEGATIVE else -1, 1)
     return {
         "source": source,
         "correlation": correlation,
@@ -183,17 +192,14 @@ class _Noise:
     @classmethod
     def make(cls, data: TrialCodes, variable: Variable) -> _Noise:
         """Return the residuals of a recording, refusing what has none."""
-        if "recording_id" in data.trials and data.trials["recording_id"].nunique() > 1:
+        recordings = data.trials.get("recording_id", pd.Series(["given"])).unique()
+        if len(recordings) > 1:
             raise NeuroLensError(
-                f"the trials are of {data.trials['recording_id'].nunique()} recordings; pairs are "
-                "correlated within one, so give the trials of one"
+                f"the trials are of {len(recordings)} recordings; pairs are correlated within one, "
+                "so give the trials of one"
             )
         design = make_design(data.trials, variable)
-        if design.n_blocks < 2:
-            raise NeuroLensError(
-                "the trials are in one repeat block; responses to a value are compared over its "
-                "repeats, so give trials of at least 2"
-            )
+        several_blocks(design, recordings[0], "responses to a value are compared over its repeats")
         x_nf = data.codes[design.rows].astype(float)
         size = _left(x_nf, design.one_hot().T).std(0)
         usable = ((x_nf != 0).sum(0) >= MIN_FIRING) & (size > 1e-9 * np.abs(x_nf).max(0))

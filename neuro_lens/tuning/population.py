@@ -12,9 +12,9 @@ import pandas as pd
 from neuro_lens.base import NeuroLensError
 
 from . import effects
+from .blocks import block_sums, half_curves, halvings, several_blocks
 from .design import Design, make_design
 from .families import splits_in, testable
-from .generalisation import block_sums, half_curves, halvings
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 
@@ -74,7 +74,7 @@ def compare_with_units(
     regularisation : float
         Inverse strength ``C`` of the supervised axes' L2 penalty.
     allow_fit : bool
-        Take fit trials too, marked in ``split``.
+        As in `tune`.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def aligned(
     return codes, both[1].where(at >= 0)
 
 
-def half_width(mean_vf: np.ndarray, values: np.ndarray, period: float) -> np.ndarray:
+def full_width(mean_vf: np.ndarray, values: np.ndarray, period: float) -> np.ndarray:
     """Return the full width at half height of tuning curves around their largest value.
 
     Half height lies between the smallest and the largest mean; curves are drawn in straight lines
@@ -209,11 +209,8 @@ def _check_driving(
 def _halves(codes: TrialCodes, units: TrialCodes, variable: Variable) -> tuple[Half, Half]:
     """Return the even and the odd blocks."""
     design = make_design(codes.trials, variable)
-    if design.n_blocks < 2:
-        raise NeuroLensError(
-            f"recording {units.trials['recording_id'].iloc[0]!r} has one repeat block; units are "
-            "chosen on some blocks and measured on others, so give trials of at least 2"
-        )
+    recording = str(units.trials["recording_id"].iloc[0])
+    several_blocks(design, recording, "units are chosen on some blocks and measured on others")
     made = []
     for side in (0, 1):
         rows = np.sort(design.rows[design.block % 2 == side])
@@ -284,7 +281,7 @@ def _measured(x_nf: np.ndarray, design: Design, variable: Variable) -> pd.DataFr
     width = np.full(x_nf.shape[1], np.nan)
     if variable.kind == "circular" and variable.period:
         mean = effects.mean_response(x_nf, design)
-        width = half_width(mean, np.asarray(design.values), variable.period)
+        width = full_width(mean, np.asarray(design.values), variable.period)
     return pd.DataFrame(
         {
             "effect": effects.omega_squared(x_nf, design),

@@ -94,9 +94,8 @@ def probe_map(
         At most the number of blocks.
     regularisation : float
         Inverse strength ``C`` of the logistic probes' L2 penalty, on z-scored columns.
-    seed : int
-    allow_fit : bool
-        Take fit trials too, marked in ``split``.
+    seed, allow_fit
+        As in `tune`.
 
     Returns
     -------

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neuro_lens.base import NeuroLensError, track
+from neuro_lens.base import track
 
+from .blocks import several_blocks
 from .design import make_design
 from .families import parts, splits_in, testable
 from .sparse_probe import block_folds
@@ -87,11 +88,7 @@ def _row(
     seed: int,
 ) -> dict[str, Any]:
     design = make_design(data.trials, variable)
-    if design.n_blocks < 2:
-        raise NeuroLensError(
-            f"recording {recording_id!r} has one repeat block; a probe is fitted on some blocks "
-            "and tried on others, so give trials of at least 2"
-        )
+    several_blocks(design, recording_id, "a probe is fitted on some blocks and tried on others")
     x_nf = data.codes[design.rows]
     folds = list(block_folds(design.block, n_folds))
     log_p = log_p_held_out(x_nf, design.value, design.n_values, folds, regularisation)

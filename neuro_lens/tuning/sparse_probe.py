@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MIN_BLOCKS = 2
-
 
 def best_features(x_nf: np.ndarray, label: np.ndarray, k: int) -> list[int]:
     """Return ``k`` features in the order in which they help to tell a label, by forward selection.

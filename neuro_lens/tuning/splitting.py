@@ -10,9 +10,10 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, track
 
+from .blocks import several_blocks
 from .design import Design, make_design
 from .families import parts, splits_in, testable
-from .sparse_probe import MIN_BLOCKS, best_features, block_folds, f1, told_apart
+from .sparse_probe import best_features, block_folds, f1, told_apart
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 
@@ -87,11 +88,7 @@ def splitting(
     tables = []
     for rid, part in track(list(parts(data, by)), "splitting"):
         design = make_design(part.trials, wanted)
-        if design.n_blocks < MIN_BLOCKS:
-            raise NeuroLensError(
-                f"recording {rid!r} has one repeat block; a probe is fitted on some blocks and "
-                "tried on others, so give trials of at least 2"
-            )
+        several_blocks(design, rid, "a probe is fitted on some blocks and tried on others")
         for value in range(design.n_values):
             rng = np.random.default_rng([seed, value])
             table = _one_value(part, design, value, finer, most, n_folds, n_shuffles, rng)

@@ -64,6 +64,41 @@ def test_features_without_tuning_generalise_as_often_as_chance_says(make_trials,
     assert table["effect_others"].head(20).mean() > 0.05
 
 
+def test_the_smallest_p_counts_one_value_against_the_rest(make_trials, noise):
+    """3 blocks of 8 directions, each once: its trials could lie in 8 ** 3 ways."""
+    trials = make_trials(n_blocks=3, recordings=("a", "b"))
+    x = noise(len(trials), 2, seed=3)
+    x[:, 0] += 50.0 * (trials["direction"] == 90.0)
+    table = generalises(TrialCodes(x, trials), "direction", [0, 1], n_permutations=9999)
+    assert table["p_floor"].tolist() == pytest.approx([1 / 512] * 4)
+    sure = table[table["feature"] == 0]
+    assert sure["p"].tolist() == pytest.approx([1 / 512] * 2, rel=0.35)
+    few = generalises(TrialCodes(x, trials), "direction", [0, 1], n_permutations=99)
+    assert (few["p_floor"] == 0.01).all()
+    uneven = trials.drop(trials.index[trials["direction"].isin([90.0]) & (trials["block"] == 1)])
+    codes = TrialCodes(x[uneven.index], uneven.reset_index(drop=True))
+    left = generalises(codes, "direction", [0], n_permutations=9999)
+    assert left["p_floor"].tolist() == pytest.approx([1 / 64] * 2)
+
+
+def test_p_is_the_share_of_all_arrangements_that_reach_the_response(make_trials, noise):
+    trials = make_trials(n_blocks=2, recordings=("a", "b"), seed=4)
+    x = noise(len(trials), 6, seed=5)
+    table = generalises(TrialCodes(x, trials), "direction", list(range(6)), n_permutations=4000)
+    for row in table.itertuples():
+        mine = (trials["subject_id"] == row.held_out).to_numpy()
+        block = [x[mine & (trials["block"] == b), row.feature] for b in (0, 1)]
+        block = [values - values.mean() for values in block]
+        null = np.add.outer(*block).ravel()
+        at = [
+            np.flatnonzero(trials.loc[mine & (trials["block"] == b), "direction"]
+                           == row.preferred_others)[0]
+            for b in (0, 1)
+        ]  # fmt: skip
+        exact = np.mean(null >= block[0][at[0]] + block[1][at[1]] - 1e-9)
+        assert row.p == pytest.approx(exact, abs=4 * np.sqrt(0.25 / 4000))
+
+
 def test_silent_features_are_named_not_measured(animals):
     x = animals.codes.copy()
     x[(animals.trials["recording_id"] == "b").to_numpy(), 0] = 0.0

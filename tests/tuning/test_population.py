@@ -4,7 +4,7 @@ import pytest
 
 from neuro_lens.base import NeuroLensError
 from neuro_lens.tuning import TrialCodes, compare_with_units, tune
-from neuro_lens.tuning.population import half_width
+from neuro_lens.tuning.population import full_width
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_widths_by_hand():
     cosine = 1 + np.cos(np.deg2rad(values - 225))
     flat = np.ones(8)
     curves = np.stack([triangle, narrow, cosine, flat, 3 * triangle - 7], 1)
-    width = half_width(curves, values, 360.0)
+    width = full_width(curves, values, 360.0)
     np.testing.assert_allclose(width, [90.0, 45.0, 180.0, np.nan, 90.0])
-    assert np.isnan(half_width(curves[:2], values[:2], 360.0)).all()
-    uneven = half_width(np.array([[1.0], [0.0], [0.0]]), np.array([0.0, 20.0, 100.0]), 180.0)
+    assert np.isnan(full_width(curves[:2], values[:2], 360.0)).all()
+    uneven = full_width(np.array([[1.0], [0.0], [0.0]]), np.array([0.0, 20.0, 100.0]), 180.0)
     assert uneven[0] == pytest.approx(10.0 + 40.0)
 
 
