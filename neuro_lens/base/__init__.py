@@ -1,7 +1,7 @@
 """What every room shares: batches, tasks, errors, files, progress and cells."""
 
 from .batch import Batch, as_batch
-from .cells import Cell, one_thread, run_cell
+from .cells import Cell, finished_cells, one_thread, run_cell
 from .errors import NeuroLensError, check_choice, nearest
 from .executors import run_cells
 from .files import (
@@ -18,6 +18,7 @@ from .files import (
     write_table,
 )
 from .metrics import accuracy, log_loss
+from .program import program
 from .progress import progress, track
 from .task import Task
 
@@ -31,12 +32,14 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "check_choice",
+    "finished_cells",
     "hash_json",
     "hash_module",
     "hash_tensors",
     "log_loss",
     "nearest",
     "one_thread",
+    "program",
     "progress",
     "provenance",
     "read_json",

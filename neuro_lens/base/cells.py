@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from .files import atomic_folder, hash_json, write_json
+from .errors import NeuroLensError
+from .files import atomic_folder, hash_json, read_json, write_json
+from .program import program
+
+CARD = "cell.json"
 
 
 @dataclass(frozen=True)
@@ -24,37 +28,84 @@ class Cell:
         ``"package.module:function"``; called as ``function(folder, **params)``, it writes its
         result into ``folder``.
     params : dict
-        JSON-able; the cell's name is the hash of command and parameters.
+        JSON-able.
+    program : str
+        Hash of the source and the libraries that the command computes with; by default those that
+        are here when the cell is made.
     """
 
     command: str
     params: dict[str, Any]
+    program: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.program:
+            object.__setattr__(self, "program", hash_json(program(self.command)))
 
     @property
     def name(self) -> str:
-        """Name of the cell's folder: the function's name and the hash, in which our version is."""
-        digest = hash_json([self.command, self.params, __version__])
-        return f"{self.command.rsplit(':', 1)[1]}-{digest}"
+        """Name of the cell's folder: the function's name and the hash of all three attributes."""
+        return f"{self.command.rsplit(':', 1)[1]}-{hash_json(asdict(self))}"
 
     def to_json(self) -> str:
         """Return the cell as one line of JSON, the form in which executors hand it over."""
-        return json.dumps({"command": self.command, "params": self.params})
+        return json.dumps(asdict(self))
 
 
 def run_cell(cell_json: str, out: str) -> str:
     """Run one cell into ``out/<its name>`` unless that exists; return the folder.
 
     It runs on one torch thread: sums in another order would make results depend on how many
-    cores and workers there are.
+    cores and workers there are. Beside its result stands ``cell.json``: command, parameters,
+    the program room by room, seconds and bytes.
+
+    Raises
+    ------
+    NeuroLensError
+        When the program is another one than when the cell was made, before or after the work;
+        nothing is left of the cell then.
     """
     cell = Cell(**json.loads(cell_json))
     folder = Path(out) / cell.name
     if not folder.exists():
         module, function = cell.command.split(":")
+        _refuse_change(cell)
+        began = time.perf_counter()
         with atomic_folder(folder) as part, one_thread():
             getattr(importlib.import_module(module), function)(part, **cell.params)
-            write_json(part / "cell.json", {"command": cell.command, "params": cell.params})
+            used = _refuse_change(cell)
+            card = {
+                **asdict(cell),
+                "program": used,
+                "seconds": round(time.perf_counter() - began, 3),
+                "bytes": folder_bytes(part),
+            }
+            write_json(part / CARD, card)
     return str(folder)
+
+
+def finished_cells(out: str | Path) -> dict[str, dict[str, Any]]:
+    """Return what ``cell.json`` says of every finished cell in a folder, by the cell's name."""
+    cards = sorted(Path(out).glob(f"[!.]*/{CARD}"))
+    return {card.parent.name: read_json(card) for card in cards}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of a folder's files in bytes, not following links."""
+    files = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
+    return sum(stat.st_size for stat in files)
+
+
+def _refuse_change(cell: Cell) -> dict[str, str]:
+    """Return the program of a cell's command, or raise where it is not the one it was made with."""
+    here = program(cell.command)
+    if hash_json(here) != cell.program:
+        raise NeuroLensError(
+            f"the program of {cell.command.rsplit(':', 1)[1]} is not the one that {cell.name} was "
+            "planned with: its source or a library changed, or differs on this machine; start "
+            "again, with the same program everywhere: what is finished and unchanged is kept"
+        )
+    return here
 
 
 @contextmanager

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from .cells import Cell, run_cell
@@ -26,6 +30,7 @@ def run_cells(
     *,
     executor: Literal["local", "ray", "slurm"] = "local",
     options: Mapping[str, Any] | None = None,
+    done: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Run cells, skipping those that exist, and return their folders in order.
 
@@ -45,17 +50,28 @@ def run_cells(
     options : mapping, optional
         Of Ray, the options of a task, such as ``num_gpus``. Of SLURM, submitit's parameters, such
         as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``, and ``cluster``.
+    done : callable, optional
+        ``done(folder)`` is called for each cell in order, in place of the progress bar.
 
     Raises
     ------
     NeuroLensError
-        For an unknown executor, or one whose extra is not installed or that cannot run here. What
-        a cell raises comes out as it is from "local"; from the others after all cells have ended.
+        For an unknown executor, or one whose extra is not installed or that cannot run here, or
+        where a process was killed. What a cell raises comes out as it is from "local"; from the
+        others after all cells have ended.
+    KeyboardInterrupt
+        On Ctrl-C, once everything that was at work has been stopped.
     """
     check_choice("executor", executor, EXECUTORS)
     jobs = [cell.to_json() for cell in cells]
-    done = EXECUTORS[executor](jobs, str(out), workers, dict(options or {}))
-    return [Path(folder) for folder in track(done, description, len(jobs))]
+    folders = EXECUTORS[executor](jobs, str(out), workers, dict(options or {}))
+    if done is None:
+        return [Path(folder) for folder in track(folders, description, len(jobs))]
+    found = []
+    for folder in folders:
+        done(folder)
+        found.append(Path(folder))
+    return found
 
 
 def outcome(cell_json: str, out: str) -> str:
@@ -75,8 +91,36 @@ def _local(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> 
     if workers <= 1 or len(jobs) <= 1:
         yield from (run_cell(job, out) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(run_cell, jobs, [out] * len(jobs))
+    others = set(active_children())
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
+        try:
+            yield from pool.map(run_cell, jobs, [out] * len(jobs))
+        except BrokenProcessPool:
+            raise NeuroLensError(
+                "a worker process was killed, perhaps for want of memory; start again with fewer "
+                "workers: cells that are finished are kept"
+            ) from None
+        except KeyboardInterrupt:
+            for worker in set(active_children()) - others:
+                worker.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Leave Ctrl-C to the parent process, and end when that ends, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _ray(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> Iterator[str]:
@@ -88,7 +132,12 @@ def _ray(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> It
         remote = ray.remote(outcome)
         task = remote.options(**options) if options else remote
         running = [task.remote(job, str(Path(out).resolve())) for job in jobs]
-        yield from _settled(partial(ray.get, reference) for reference in running)
+        try:
+            yield from _settled(partial(ray.get, reference) for reference in running)
+        except KeyboardInterrupt:
+            for reference in running:
+                ray.cancel(reference)
+            raise
     finally:
         if started:
             ray.shutdown()
@@ -113,9 +162,18 @@ def _slurm(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> 
         ]
     said: dict[str, str] = {}
     for job, share, file in zip(running, shares, files, strict=True):
-        job.result()
+        _wait_or_cancel(job, running)
         said.update(zip(share, file.with_suffix(".done").read_text().splitlines(), strict=True))
     yield from _settled(partial(said.__getitem__, job) for job in jobs)
+
+
+def _wait_or_cancel(job: Any, running: Sequence[Any]) -> None:
+    try:
+        job.result()
+    except KeyboardInterrupt:
+        for other in running:
+            other.cancel()
+        raise
 
 
 EXECUTORS = {"local": _local, "ray": _ray, "slurm": _slurm}
