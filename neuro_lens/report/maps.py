@@ -90,13 +90,15 @@ def plot_feature_map(
     Raises
     ------
     NeuroLensError
-        For a table of several recordings or hooks, or a feature that it does not have.
+        For a table of several recordings, hooks, windows or seeds, or a feature that it does not
+        have.
     """
-    for column in ("recording_id", "hook"):
-        if tuning[column].nunique() > 1:
+    for column in ("recording_id", "hook", "window", "seed", "given"):
+        if column in tuning and tuning[column].nunique(dropna=False) > 1:
+            n_values = tuning[column].nunique(dropna=False)
             raise NeuroLensError(
-                f"the table has {tuning[column].nunique()} values of {column!r}, and a map shows "
-                "one; choose its rows"
+                f"the table has {n_values} values of {column!r}, and a map shows one; choose its "
+                f"rows, such as table[table[{column!r}] == {tuning[column].iloc[0]!r}]"
             )
     variables = list(dict.fromkeys(tuning["variable"]))
     effect = tuning.pivot(index="feature", columns="variable", values="effect")[variables]

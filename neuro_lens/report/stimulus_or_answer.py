@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .blocks import Grid, Results, Section, absent
+from ..ablation.words import listing
+from ..tuning.answers import NO_ANSWERS
+from .blocks import Grid, Paragraph, Results, Section, absent
 from .decoding import above_chance
 from .style import number
 
@@ -21,7 +23,30 @@ def stimulus_or_answer_section(results: Results) -> Section:
     evaluated = results.get("sae_eval")
     decoded = None if evaluated is None else set(evaluated["recording_id"][above_chance(evaluated)])
     section.blocks.append(follows_grid(table, decoded))
+    section.blocks += [Paragraph(text) for text in not_judged(table)]
     return section
+
+
+def not_judged(table: pd.DataFrame) -> list[str]:
+    """Return in words which recordings have no feature that could be judged, and why.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``answer_tuning`` table.
+    """
+    words = []
+    table = table[table["hook"] != "units"]
+    for variable, rows in table.groupby("variable", sort=False):
+        judged = rows.loc[rows["status"] == "tested", "recording_id"]
+        left = rows[~rows["recording_id"].isin(judged)]
+        why = {r: NO_ANSWERS in set(part["status"]) for r, part in left.groupby("recording_id")}
+        silent, few = ([r for r, none in why.items() if none is kind] for kind in (True, False))
+        if silent:
+            words.append(f"Of {listing(silent)} the decoder gave no answer to {variable}.")
+        if few:
+            words.append(f"{listing(few)}: too few error trials to judge {variable}.")
+    return words
 
 
 def follows_grid(table: pd.DataFrame, decoded: set[str] | None = None) -> Grid:

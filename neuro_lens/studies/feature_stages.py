@@ -97,7 +97,7 @@ def tuning(
     """
     from ..hooks import hook_model
     from ..saes import load_sae
-    from ..tuning import trial_codes, tune
+    from ..tuning import trial_answers, trial_codes, tune
 
     model, make = open_decoder(folder, recordings, decoder)
     hooked = hook_model(model)
@@ -113,10 +113,14 @@ def tuning(
         }
         tested = tune(codes, variables=list(variables), seed=seed, **options)
         tables.setdefault("tuning", []).append(tested.assign(window=name))
+        unit_codes = recorded_units(held_out)
         if name == DURING:
-            units = unit_tuning(held_out, variables, seed, options)
+            units = unit_tuning(unit_codes, variables, seed, options)
             best = {"feature": best_features(tested), "unit": best_features(units)}
-            tables["answer_tuning"] = [answer_table(codes, hooked, held_out, seed, options)]
+            answers = trial_answers(hooked, held_out)
+            tables["answer_tuning"] = [
+                answer_table([codes, *unit_codes.values()], answers, seed, options)
+            ]
             tables["covariates"] = [covariate_table(codes, variables, seed, options)]
             if known := [v for v in between if v in codes.trials]:
                 animals = animal_covariates(model, held_out, units, variables[0])
@@ -126,7 +130,7 @@ def tuning(
                 tables |= {table: [rows] for table, rows in found.items()}
         tables.setdefault("tuning_curves", []).extend(
             curves.assign(window=name, hook=codes.hook)
-            for curves in _curves(codes, _unit_codes(held_out), best)
+            for curves in _curves(codes, unit_codes, best)
         )
     for name, parts in tables.items():
         if not (filled := [p for p in parts if len(p)]):
@@ -144,32 +148,39 @@ def best_features(tested: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
 
 
 def unit_tuning(
-    batches: Any, variables: Sequence[str], seed: int, options: Mapping[str, Any]
+    units: Mapping[str, Any], variables: Sequence[str], seed: int, options: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Return the tuning of single units, recording by recording; ``feature`` is the unit."""
     from ..tuning import tune
 
     return pd.concat(
-        [
-            tune(codes, variables=list(variables), seed=seed, **options)
-            for codes in _unit_codes(batches).values()
-        ],
+        [tune(codes, variables=list(variables), seed=seed, **options) for codes in units.values()],
         ignore_index=True,
     )
 
 
 def answer_table(
-    codes: Any, hooked: Any, batches: Any, seed: int, options: Mapping[str, Any]
+    given: Sequence[Any], answers: pd.DataFrame, seed: int, options: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return whether features, and units, follow the stimulus or the decoder's answer."""
-    from ..tuning import answer_tuning, trial_answers
+    """Return whether features, and units, follow the stimulus or the decoder's answer.
 
-    answers = trial_answers(hooked, batches)
+    Parameters
+    ----------
+    given : sequence of TrialCodes
+        Those that have no trial with an answer are left out.
+    answers : DataFrame
+        From `neuro_lens.tuning.trial_answers`.
+    seed : int
+    options : mapping
+        Passed on to `neuro_lens.tuning.answer_tuning`.
+    """
+    from ..tuning import answer_tuning
+
+    answered = [codes for codes in given if codes.trials["trial"].isin(answers["trial"]).any()]
+    if not answered:
+        return pd.DataFrame()
     return pd.concat(
-        [
-            answer_tuning(given, answers=answers, seed=seed, **options)
-            for given in (codes, *_unit_codes(batches).values())
-        ],
+        [answer_tuning(codes, answers=answers, seed=seed, **options) for codes in answered],
         ignore_index=True,
     )
 
@@ -270,7 +281,7 @@ def between_controls(
     return pd.concat(rows, ignore_index=True)
 
 
-def _unit_codes(batches: Any) -> dict[str, Any]:
+def recorded_units(batches: Any) -> dict[str, Any]:
     """Return each unit's mean response a trial, a TrialCodes a recording."""
     from ..decoders import trial_means as unit_means
     from ..tuning import trial_means

@@ -23,6 +23,7 @@ from .permute import draws_needed
 from .trials import TrialCodes, as_trials
 
 MIN_ERRORS = 8
+NO_ANSWERS = "no answers"
 SENSORY, DECISION, BOTH, UNDETERMINED = "sensory", "decision", "both", "undetermined"
 COLUMNS = [
     "recording_id",
@@ -107,7 +108,8 @@ def answer_tuning(
           was answered; ``ratio``, the second by the first; ``shown_not_said``,
           ``said_not_shown``: the same on error trials alone;
         - ``p_*``, ``p_floor_*``, ``q_*`` (over features, within each test), ``n_trials``,
-          ``n_errors``, ``n_firing``, ``status``, ``family``, ``limit`` and ``split``.
+          ``n_errors``, ``n_firing``, ``status`` ("no answers" where no trial of the recording
+          has one), ``family``, ``limit`` and ``split``.
 
     Raises
     ------
@@ -143,10 +145,21 @@ def answer_tuning(
     tables = []
     for name in chosen:
         check_choice("decoded variable", name, known)
-        answered, codes = _answered(data, answers[answers["variable"] == name], name)
-        for rid, part in track(list(parts(answered, by)), f"answers to {name}"):
-            tables.append(_family(rid, part, name, codes, alpha, n_permutations, seed))
-    return pd.concat(tables, ignore_index=True)[COLUMNS]
+        answered, values = _answered(data, answers[answers["variable"] == name], name)
+        families = dict(parts(answered, by))
+        for rid, part in track(list(parts(data, by)), f"answers to {name}"):
+            if rid in families and len(families[rid]):
+                family = families[rid]
+                tables.append(_family(rid, family, name, values, alpha, n_permutations, seed))
+            else:
+                tables.append(_unanswered(rid, part, name))
+    table = pd.concat(tables, ignore_index=True)[COLUMNS]
+    if (table["status"] == NO_ANSWERS).all():
+        raise NeuroLensError(
+            f"none of the {len(data)} trials has an answer to {' or '.join(map(repr, chosen))}; "
+            "give the answers to the trials that the codes are of"
+        )
+    return table
 
 
 def _answered(data: TrialCodes, answers: pd.DataFrame, name: str) -> tuple[TrialCodes, list]:
@@ -160,15 +173,10 @@ def _answered(data: TrialCodes, answers: pd.DataFrame, name: str) -> tuple[Trial
         )
     row = answers.set_index("trial")[["target", "predicted"]].reindex(data.trials["trial"])
     there = row.notna().all(axis=1).to_numpy()
-    if not there.any():
-        raise NeuroLensError(
-            f"none of the {len(data)} trials has an answer to {name!r}; give the answers to the "
-            "trials that the codes are of"
-        )
     part = data.where(there)
     row = row[there].astype(int).reset_index(drop=True)
     trials = part.trials.assign(shown_class=row["target"], said_class=row["predicted"])
-    n_classes = int(row.to_numpy().max()) + 1
+    n_classes = int(row.to_numpy().max(initial=0)) + 1
     return TrialCodes(part.codes, trials, part.hook), _class_values(trials, name, n_classes)
 
 
@@ -183,6 +191,27 @@ def _class_values(trials: pd.DataFrame, name: str, n_classes: int) -> list:
     if by_class.ngroups < n_classes:
         return classes
     return by_class.first().tolist()
+
+
+def _unanswered(recording_id: str, data: TrialCodes, name: str) -> pd.DataFrame:
+    """Return the rows of a recording without an answer to the variable, which are not tested."""
+    table = pd.DataFrame(
+        {
+            "recording_id": recording_id,
+            "hook": data.hook,
+            "variable": name,
+            "feature": np.arange(data.codes.shape[1]),
+            "follows": UNDETERMINED,
+            "n_trials": 0,
+            "n_errors": 0,
+            "n_firing": (data.codes != 0).sum(0),
+            "status": NO_ANSWERS,
+            "family": "",
+            "limit": f"none of the {len(data)} trials has an answer to {name!r}",
+            "split": splits_in(data.trials),
+        }
+    )
+    return table.reindex(columns=COLUMNS)
 
 
 def _family(

@@ -92,6 +92,10 @@ def test_the_feature_map_groups_features_by_what_they_are_tuned_to(codes):
         plot_feature_map(tuning, [10])
     with pytest.raises(NeuroLensError, match="2 values of 'hook'"):
         plot_feature_map(pd.concat([tuning, tuning.assign(hook="other")]))
+    for column, values in (("window", ["stimulus", "pre-stimulus"]), ("seed", [0, 1])):
+        several = pd.concat([tuning.assign(**{column: value}) for value in values])
+        with pytest.raises(NeuroLensError, match=f"2 values of '{column}', and a map shows one"):
+            plot_feature_map(several)
 
 
 def test_curves_are_drawn_with_their_intervals(codes):

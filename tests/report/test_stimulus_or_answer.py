@@ -1,4 +1,4 @@
-from neuro_lens.report.stimulus_or_answer import follows_grid
+from neuro_lens.report.stimulus_or_answer import follows_grid, not_judged
 
 
 def test_features_are_counted_by_what_they_follow_over_seeds(tables):
@@ -15,3 +15,15 @@ def test_what_was_not_tested_is_not_counted(tables):
     table = tables["answer_tuning"]
     table.loc[table["feature"] == 0, "status"] = "too sparse to tune"
     assert {row[3] for row in follows_grid(table).rows} == {"1"}
+
+
+def test_recordings_that_cannot_be_judged_are_named(tables):
+    table = tables["answer_tuning"]
+    assert not_judged(table) == []
+    first, second = table["recording_id"].unique()[:2]
+    status = table["status"].mask(table["recording_id"] == first, "no answers")
+    status = status.mask(table["recording_id"] == second, "too few error trials")
+    assert not_judged(table.assign(status=status)) == [
+        f"Of {first} the decoder gave no answer to direction.",
+        f"{second}: too few error trials to judge direction.",
+    ]

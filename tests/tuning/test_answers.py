@@ -237,6 +237,22 @@ def test_recordings_apart_and_trials_without_an_answer(answered):
     assert (rows["follows"] == "sensory").mean() > 0.8
 
 
+def test_a_recording_without_answers_is_listed_and_not_judged(answered, noise):
+    trials, answers, _, _ = answered(recordings=("a", "b"))
+    of_a = answers[answers["trial"].str.startswith("a/")]
+    codes = TrialCodes(noise(len(trials), 5), trials, "h")
+    rows = answer_tuning(codes, answers=of_a, by="recording_id", n_permutations=99)
+    there, lacking = (rows[rows["recording_id"] == r] for r in ("a", "b"))
+    assert len(lacking) == 5
+    assert set(lacking["status"]) == {"no answers"}
+    assert set(lacking["follows"]) == {"undetermined"}
+    assert lacking["p_stimulus"].isna().all()
+    assert set(lacking["limit"]) == {"none of the 128 trials has an answer to 'direction'"}
+    alone = codes.where(trials["recording_id"] == "a")
+    expected = answer_tuning(alone, answers=of_a, by="recording_id", n_permutations=99)
+    pd.testing.assert_frame_equal(there, expected)
+
+
 def test_bad_input_is_said_in_one_sentence(planted):
     data, answers = planted
     with pytest.raises(NeuroLensError, match="give answers=trial_answers"):
