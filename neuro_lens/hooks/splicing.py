@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from ..base import NeuroLensError, check_choice, hash_module
 from .axes import refuse_vectors
 from .described import Described
 from .edits import INSIDE, MODES, Clamp, FromReference, Splice, zero
+from .intervening import Place, Reference, sae_by_hook
+from .interventions import as_interventions, hooks_of
 from .points import Point
 from .taps import Site
 
@@ -206,6 +209,51 @@ class SaeVerbs(Described):
             yield self
 
     @contextmanager
+    def intervene(
+        self,
+        interventions: Any,
+        saes: Saes = None,
+        reference: Mapping[str, Any] | None = None,
+        allow_other_decoder: bool = False,
+    ) -> Iterator[Any]:
+        """Decode under interventions, at several hooks at once, while the block runs.
+
+        What tells windows apart (positions, times, labels, recordings) is known only to calls of
+        ``hooked.decode(batch)``; units are changed in the batch, by `edit_units`.
+
+        Parameters
+        ----------
+        interventions : Intervention, dict or list of them
+            See `neuro_lens.hooks.Intervention`.
+        saes : SAE, list or mapping of hook to SAE, optional
+            Whose features are named.
+        reference : mapping of hook to ActivationStore, optional
+            Where mean and resample take their values from.
+        allow_other_decoder : bool
+            Take an SAE that was trained on another decoder.
+
+        Raises
+        ------
+        NeuroLensError
+            For interventions that contradict each other, unknown hooks and features out of range.
+        """
+        found = as_interventions(interventions)
+        if any(i.target.part == "units" for i in found):
+            raise NeuroLensError(
+                "units are changed in the batch and not at a hook; decode edit_units(hooked, "
+                "batch, interventions)"
+            )
+        by_hook = sae_by_hook(self, saes, allow_other_decoder)
+        sources = {h: Reference.of(s) for h, s in (reference or {}).items()}
+        edits = []
+        for hook in hooks_of(found):
+            here = [i for i in found if i.target.hook == hook]
+            given = (by_hook.get(self._known(hook)), sources.get(hook))
+            edits.append((hook, partial(_intervened, self, here, *given)))
+        with self.hooks(fwd_hooks=edits):  # type: ignore[attr-defined]
+            yield self
+
+    @contextmanager
     def _edited(self, splice: Splice) -> Iterator[None]:
         name = splice.site.name
         before = dict(self._splices)
@@ -272,6 +320,13 @@ class SaeVerbs(Described):
                     "it to its own, or pass allow_other_decoder=True"
                 )
         return name
+
+
+def _intervened(
+    hooked: Any, interventions: list, sae: Any, reference: Any, x: Tensor, hook: Any
+) -> Tensor:
+    place = Place(hooked, hook.name, hooked.batch, sae, reference)
+    return place.edit(x, interventions)
 
 
 def feature_list(sae: Any, features: Sequence[int] | Tensor) -> list[int]:
