@@ -110,6 +110,13 @@ def attribute(
     NeuroLensError
         For features that the SAE does not have, inputs without a gradient or a unit a token, and
         where there are no windows.
+
+    Notes
+    -----
+    Captum's ``IntegratedGradients`` gives the same numbers where it can be used, which is tested.
+    It runs the decoder anew for every feature, takes inputs with a row a window only (it repeats
+    them for the steps of the path) and reaches a hook point only if a module returns it; here all
+    features share one forward pass a step, through the decoder as it is hooked.
     """
     from neuro_lens.activations.harvesting import eval_mode
 

@@ -224,6 +224,58 @@ def test_a_calcium_decoder_is_complete_and_left_as_it_was(
     assert not hooked._live
 
 
+def test_a_calcium_decoder_is_attributed_as_captum_does(
+    small_decoder, tokenizer, grating_recordings
+):
+    captum = pytest.importorskip(
+        "captum.attr", reason="captum, the peer of attribute(), is not installed"
+    )
+    nn.init.normal_(small_decoder.input_value_map.weight, std=0.3)
+    hooked, hook = hook_model(small_decoder.eval()), "blocks.0.hook_resid_post"
+    sae = topk_sae(32, hook)
+    (batch,) = batches(grating_recordings, tokenizer, split="select", batch_size=64)
+    found = attribute(hooked, sae, range(64), [batch], n_steps=16)
+    chosen = found.windows["feature"].value_counts().index[:3]
+    values = batch.inputs["input_values"]
+    rows_a_window = len(values)
+    given = {k: v for k, v in batch.inputs.items() if k != "input_values"}
+    repeated = {k: v for k, v in given.items() if torch.is_tensor(v) and len(v) == rows_a_window}
+
+    def read(values, *tensors):
+        inputs = given | dict(zip(repeated, tensors, strict=True)) | {"input_values": values}
+        return pre_threshold(sae, hooked(**inputs, stop_at=hook))
+
+    with torch.no_grad():
+        fires = (read(values, *repeated.values())[1] > 0).float()
+    unit = batch.inputs["input_unit_index"].numpy()
+    valid = batch.inputs["input_mask"].numpy().astype(bool)
+    names = {int(i): str(word) for word, i in small_decoder.unit_emb.vocab.items()}
+    recording = np.repeat(np.asarray(batch.recording_id)[:, None], unit.shape[1], 1)
+    for feature in chosen:
+
+        def value(values, weight, *tensors, feature=feature):
+            return (read(values, *tensors)[0][..., feature] * weight).sum(1)
+
+        tokens = captum.IntegratedGradients(value).attribute(
+            values,
+            additional_forward_args=(fires[..., feature], *repeated.values()),
+            n_steps=16,
+            method="gausslegendre",
+            internal_batch_size=rows_a_window,
+        )
+        tokens = tokens.reshape(*unit.shape, -1).sum(-1).numpy()[valid]
+        table = pd.DataFrame({"recording_id": recording[valid], "unit": unit[valid], "x": tokens})
+        expected = table.groupby(["recording_id", "unit"])["x"].sum().reset_index()
+        n_firing = (fires[..., feature].sum(1) > 0).numpy()
+        n_windows = pd.Series(batch.recording_id)[n_firing].value_counts()
+        expected["x"] /= expected["recording_id"].map(n_windows)
+        expected["unit"] = expected["unit"].map(names)
+        ours = found.units[found.units["feature"] == feature].merge(expected)
+        assert len(ours) == (found.units["feature"] == feature).sum() > 5
+        np.testing.assert_allclose(ours["attribution"], ours["x"], atol=1e-5, rtol=1e-4)
+        assert ours["x"].abs().max() > 1e-3
+
+
 def test_spikes_are_attributed_through_their_units_embeddings():
     torch.manual_seed(0)
     decoder = POYO(
