@@ -3,6 +3,7 @@
 from ..saes import untrained_decoder
 from ..tuning import feature_groups
 from .engine import Prefix, run_edits
+from .interventions import run_interventions
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .words import verdict
 
@@ -13,6 +14,7 @@ __all__ = [
     "cross_fitted_study",
     "feature_groups",
     "run_edits",
+    "run_interventions",
     "untrained_decoder",
     "verdict",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,12 @@ class Edits(Protocol):
         """Return edited activations, shape ``(n, *x.shape)``; heads may be flattened."""
         ...
 
+    # ``later(index)``, where there is one, gives what later hooks become in each intervention.
+
+
+Later = Mapping[str, Callable[[Tensor], Tensor]]
+"""What hooks after the first become, by their names."""
+
 
 class Prefix:
     """A batch run once up to a hook, to be continued from there as often as asked.
@@ -39,70 +46,92 @@ class Prefix:
     ----------
     hooked : HookedDecoder
         Nothing may be attached to it.
-    hook : str
-        Where to edit.
+    hook : str or sequence of str
+        Where to edit; of several the one that fires first is where continuing begins.
     batch : Batch
     task : Task
         Whose prediction to return.
 
     Attributes
     ----------
+    hook : str
+        The first hook.
     x : Tensor
-        What the hook saw.
+        What it saw.
+    clean : dict of str to Tensor
+        What every hook saw, in the order of firing.
     prediction : Tensor, shape (n_rows, dim)
         The decoder's own.
     """
 
-    def __init__(self, hooked: Any, hook: str, batch: Batch, task: Task):
+    def __init__(self, hooked: Any, hook: str | Sequence[str], batch: Batch, task: Task):
         if hooked._live or hooked._splices:
             raise NeuroLensError(
                 "the HookedDecoder has hooks or SAEs attached, which an ablation study would mix "
                 "with its own; call reset_hooks() and reset_saes() first"
             )
-        self.hooked, self.hook, self.batch, self.task = hooked, hook, batch, task
+        self.hooked, self.batch, self.task = hooked, batch, task
         self.inputs = hooked.named_inputs(batch.args, batch.inputs)
         self.batched = True
         self._memo = Memo(hooked.decoder)
-        self._edited: Tensor | None = None
-        seen: list[Tensor] = []
+        seen: list[tuple[str, Tensor]] = []
 
         def see(x: Tensor, hook: Any) -> None:
             self._memo.stop()
-            seen.append(x)
+            seen.append((hook.name, x))
 
+        names = [hook] if isinstance(hook, str) else list(hook)
         with evaluating(hooked.decoder), torch.no_grad(), self._memo.recording():
-            self.prediction = self._call(see)
-        if len(seen) != 1:
-            raise NeuroLensError(
-                f"hook {hook!r} fired {len(seen)} times in one call, and an ablation study edits "
-                "one activation; choose a hook that fires once"
-            )
-        self.x = seen[0]
+            self.prediction = self._call(dict.fromkeys(names, see))
+        self.clean = dict(seen)
+        for name in names:
+            n_times = [n for n, _ in seen].count(name)
+            if n_times != 1:
+                raise NeuroLensError(
+                    f"hook {name!r} fired {n_times} times in one call, and an ablation study "
+                    "edits one activation; choose a hook that fires once"
+                )
+        self.hook, self.x = seen[0]
         self.bytes_each = self._count_bytes()
 
-    def continue_from(self, edited: Tensor) -> Tensor:
-        """Return the prediction with the hook's activations replaced by ``edited``.
+    def continue_from(self, edited: Tensor, later: Later | None = None) -> Tensor:
+        """Return the prediction with the first hook's activations replaced by ``edited``.
 
-        Gradients flow from it to ``edited`` where they are enabled.
+        Gradients flow from it to ``edited`` where they are enabled. Each of ``later`` is given
+        what its hook then sees and returns what it becomes.
         """
         edited = edited.reshape(self.x.shape)
+        hooks: dict[str, Callable] = {self.hook: lambda x, hook: edited}
+        for name, edit in (later or {}).items():
+            hooks[name] = partial(_edit_later, edit)
         with evaluating(self.hooked.decoder), self._memo.replaying():
-            return self._call(lambda x, hook: edited)
+            return self._call(hooks)
 
-    def continue_all(self, edited_n: Tensor) -> Tensor:
+    def continue_all(self, edited_n: Tensor, later_n: Sequence[Later] = ()) -> Tensor:
         """Return the predictions for many edits, shape ``(n, n_rows, dim)``.
 
         One ``torch.vmap`` over the edits; where the decoder has an operation that it cannot
         batch, one after another, with a warning the first time.
         """
+        later_n = later_n or [{}] * len(edited_n)
         if len(edited_n) == 1 or not self.batched:
-            return torch.stack([self.continue_from(e) for e in edited_n])
+            return self._one_by_one(edited_n, later_n)
+        together = {
+            name: EachItsOwn([one.get(name, _same) for one in later_n])
+            for name in dict.fromkeys(n for one in later_n for n in one)
+        }
+
+        def run(edited: Tensor, i: Tensor) -> Tensor:
+            return self.continue_from(edited, {n: partial(e, i) for n, e in together.items()})
+
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*performance drop.*")
-                return torch.vmap(self.continue_from)(edited_n)
+                return torch.vmap(run)(edited_n, torch.arange(len(edited_n)))
+        except NeuroLensError:
+            raise
         except Exception as error:
-            predictions = torch.stack([self.continue_from(e) for e in edited_n])
+            predictions = self._one_by_one(edited_n, later_n)
             self.batched = False
             reason = str(error).strip().split("\n")[0]
             warnings.warn(
@@ -112,8 +141,12 @@ class Prefix:
             )
             return predictions
 
-    def _call(self, edit: Callable) -> Tensor:
-        with self.hooked.hooks(fwd_hooks=[(self.hook, edit)]):
+    def _one_by_one(self, edited_n: Tensor, later_n: Sequence[Later]) -> Tensor:
+        pairs = zip(edited_n, later_n, strict=True)
+        return torch.stack([self.continue_from(e, later) for e, later in pairs])
+
+    def _call(self, edits: Mapping[str, Callable]) -> Tensor:
+        with self.hooked.hooks(fwd_hooks=list(edits.items())):
             output = self.hooked.decode(self.batch)
         return self.task.prediction(output, self.inputs)
 
@@ -125,7 +158,7 @@ class Prefix:
             counter.on = True
 
         with evaluating(self.hooked.decoder), torch.no_grad(), self._memo.replaying(), counter:
-            self._call(keep)
+            self._call({self.hook: keep})
         return counter.n_bytes + self.x.numel() * self.x.element_size()
 
 
@@ -157,7 +190,10 @@ def run_edits(
     with torch.no_grad():
         for start in range(0, n_edits, chunk):
             index = slice(start, min(start + chunk, n_edits))
-            parts = [p.continue_all(e[index]) for p, e in zip(prefixes, edits, strict=True)]
+            parts = [
+                p.continue_all(e[index], e.later(index) if hasattr(e, "later") else ())
+                for p, e in zip(prefixes, edits, strict=True)
+            ]
             yield index, torch.cat(parts, dim=1)
             if advance is not None:
                 advance(index.stop - index.start)
@@ -190,6 +226,49 @@ def evaluating(decoder: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+class EachItsOwn:
+    """An edit that inside a vmap is another one for each of its slices.
+
+    Parameters
+    ----------
+    edits : sequence of callable
+        One a slice; each gives what its tensor becomes.
+    """
+
+    def __init__(self, edits: Sequence[Callable[[Tensor], Tensor]]):
+        self.edits = edits
+
+    def __call__(self, i: Tensor, x: Tensor) -> Tensor:
+        """Return what ``x`` becomes in slice ``i``."""
+        return _Each.apply(x, i, self)
+
+
+class _Each(torch.autograd.Function):
+    """Steps out of a vmap to edit slice by slice what it sees as one tensor."""
+
+    @staticmethod
+    def forward(x: Tensor, i: Tensor, own: EachItsOwn) -> Tensor:
+        return own.edits[int(i)](x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing: edits after the first hook have no gradient."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, i: Tensor, own: EachItsOwn) -> Any:
+        slices = [x] * len(own.edits) if in_dims[0] is None else x.unbind(in_dims[0])
+        edited = [edit(s) for edit, s in zip(own.edits, slices, strict=True)]
+        return torch.stack(edited), 0
+
+
+def _edit_later(edit: Callable[[Tensor], Tensor], x: Tensor, hook: Any) -> Tensor:
+    return edit(x)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class _Written(TorchDispatchMode):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
+from ..base import Batch, NeuroLensError, Task, as_batch
 from ..tuning.variables import NOT_VARIABLES
 from .alternatives import Alternative, Sources
 from .controls import (
@@ -34,7 +34,7 @@ from .tables import (
     matching_table,
     summary_table,
 )
-from .trials import split_recordings
+from .trials import check_task, split_recordings
 from .words import explain
 
 OTHER_CONTROLS = 199
@@ -353,8 +353,7 @@ def _find_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]
 def _find_task(hooked: Any, batches: Sequence[Batch], task: str | None) -> Task:
     """Return the task of that name, or the one classification that the batches have targets of."""
     if task is not None:
-        check_choice("task", task, hooked.tasks)
-        return hooked.tasks[task]
+        return check_task(hooked, task)
     given = {name for batch in batches for name in batch.targets}
     found = [t for n, t in hooked.tasks.items() if n in given and t.kind == "classification"]
     if len(found) != 1:

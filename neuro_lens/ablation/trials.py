@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,12 @@ class Trials:
     def exclusive(self) -> bool:
         """Whether each class is the answer of one value at most."""
         return bool((self.classes.sum(0) <= 1).all())
+
+
+def check_task(hooked: Any, task: str) -> Task:
+    """Return the decoder's task of that name."""
+    check_choice("task", task, hooked.tasks)
+    return hooked.tasks[task]
 
 
 def split_recordings(batches: Iterable[Batch], task: Task) -> dict[str, list[Batch]]:
@@ -159,14 +165,22 @@ def gather_trials(
 
 def _rows(batch: Batch, task: Task, variable: str) -> pd.DataFrame:
     """Return a row per prediction row, with its window's (or position's) labels and target."""
-    if task.name not in batch.targets:
-        raise NeuroLensError(
-            f"the batch holds no targets of task {task.name!r}; "
-            "make batches with targets, such as those of neuro_lens.recordings"
-        )
-    labels = batch.labels
+    _refuse_no_target(batch, task)
     for column in ("window", "trial", variable):
-        check_choice("label", column, labels.columns)
+        check_choice("label", column, batch.labels.columns)
+    found = labelled_rows(batch, task)
+    target = batch.targets[task.name].cpu().numpy().reshape(-1)
+    if len(target) != len(found) or found["trial"].isna().any():
+        raise NeuroLensError(
+            f"task {task.name!r} has {len(found)} predictions, {len(target)} targets and labels "
+            f"for {int(found['trial'].notna().sum())}; give one target and one label each"
+        )
+    return found.assign(target=target.astype(int), value=found[variable])
+
+
+def labelled_rows(batch: Batch, task: Task) -> pd.DataFrame:
+    """Return a row per prediction row of a task, with its window's (or position's) labels."""
+    labels = batch.labels
     window, position = (t.cpu().numpy() for t in task.rows(batch.inputs))
     rows = pd.DataFrame({"window": window, "position": position})
     at = labels.get("position")
@@ -177,13 +191,79 @@ def _rows(batch: Batch, task: Task, variable: str) -> pd.DataFrame:
         labels = labels.assign(position=at.astype("Int64"))
         rows["position"] = rows["position"].astype("Int64")
         found = rows.merge(labels, "left", on=["window", "position"])
-    target = batch.targets[task.name].cpu().numpy().reshape(-1)
-    if len(found) != len(rows) or len(target) != len(rows) or found["trial"].isna().any():
+    if len(found) != len(rows):
         raise NeuroLensError(
-            f"task {task.name!r} has {len(rows)} predictions, {len(target)} targets and labels "
-            f"for {int(found['trial'].notna().sum())}; give one target and one label each"
+            f"task {task.name!r} has {len(rows)} predictions and {len(found)} labels for them; "
+            "give one label each"
         )
-    return found.assign(target=target.astype(int), value=found[variable])
+    return found
+
+
+def _refuse_no_target(batch: Batch, task: Task) -> None:
+    if task.name not in batch.targets:
+        raise NeuroLensError(
+            f"the batch holds no targets of task {task.name!r}; "
+            "make batches with targets, such as those of neuro_lens.recordings"
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The prediction rows of one recording's batches, by trial, whatever the task.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row a trial: ``trial``, ``recording_id``, ``block``, ``split`` and the labels.
+    row_trial : Tensor of int, shape (n_rows,)
+    window_trial : list of array of int
+        For each batch the trial of each window, -1 where it has no prediction.
+    target : Tensor, shape (n_rows,) or (n_rows, dim)
+    """
+
+    table: pd.DataFrame
+    row_trial: Tensor
+    window_trial: list[np.ndarray]
+    target: Tensor
+
+
+def gather_rows(batches: list[Batch], task: Task, allow_fit: bool = False) -> Rows:
+    """Read the prediction rows and trials of one recording; without labels a window is a trial.
+
+    Raises
+    ------
+    NeuroLensError
+        When targets are missing, or windows are of the fit part.
+    """
+    parts = []
+    for number, batch in enumerate(batches):
+        _refuse_no_target(batch, task)
+        if "trial" not in batch.labels:
+            ids = batch.recording_id or [""] * len(batch)
+            starts = batch.window_start if len(batch.window_start) else range(len(batch))
+            names = [f"{r}/{s:g}" for r, s in zip(ids, starts, strict=True)]
+            labels = pd.DataFrame({"window": range(len(batch)), "trial": names})
+            batch = replace(batch, labels=labels.assign(recording_id=ids))
+        parts.append(labelled_rows(batch, task).assign(batch=number))
+    rows = pd.concat(parts, ignore_index=True)
+    if rows["trial"].isna().any():
+        raise NeuroLensError(
+            f"{int(rows['trial'].isna().sum())} of {len(rows)} predictions of {task.name!r} have "
+            "no trial; leave out windows without one"
+        )
+    _refuse_fit(rows, allow_fit)
+    rows = rows.assign(**{k: "" for k in ("block", "split") if k not in rows})
+    code, names = pd.factorize(rows["trial"])
+    windows = []
+    for number, batch in enumerate(batches):
+        mine = (rows["batch"] == number).to_numpy()
+        of_window = np.full(len(batch), -1)
+        of_window[rows.loc[mine, "window"].to_numpy()] = code[mine]
+        windows.append(of_window)
+    left_out = ["window", "position", "batch", "window_start"]
+    table = rows.drop(columns=left_out, errors="ignore").groupby("trial", sort=False).first()
+    target = torch.cat([b.targets[task.name] for b in batches])
+    return Rows(table.loc[names].reset_index(), torch.tensor(code), windows, target)
 
 
 def _refuse_fit(table: pd.DataFrame, allow_fit: bool) -> None:

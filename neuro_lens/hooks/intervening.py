@@ -166,6 +166,14 @@ class Place:
         keep[torch.as_tensor(self._rows["row"][self._holds(where)])] = True
         return keep.reshape(tuple(shape))
 
+    def windows_of(self, changed: Tensor) -> np.ndarray:
+        """Return in which windows anything of a hook's value is true, at valid positions."""
+        flat = flatten_heads(self.site, changed)
+        self._shape = flat.shape[:-1]
+        rows = self._rows
+        here = flat.any(-1).reshape(-1)[torch.as_tensor(rows["row"])].cpu().numpy()
+        return np.bincount(rows["window"], here, minlength=len(self._known)) > 0
+
     def as_reference(self, x: Tensor) -> tuple[Tensor, pd.DataFrame]:
         """Return the valid vectors of ``x`` and the index that a `Reference` needs."""
         flat = self._flattened(x)
