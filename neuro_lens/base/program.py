@@ -170,7 +170,10 @@ def _adapters() -> list[Path]:
 def _parsed(path: Path, changed: int, module: str) -> _Module:
     text = path.read_text("utf-8")
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # whoever imports it is told
+        tree = ast.Module([], [])
     return _Module(text, tree, package, frozenset(_imports(tree, package)))
 
 

@@ -1,57 +1,31 @@
-"""Run a study: plan its cells, run those that are missing, and put the results together."""
+"""Run a study: run those of its cells that are missing, and put the results together."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pandas as pd
-
-from ..base import (
-    Cell,
-    NeuroLensError,
-    atomic_folder,
-    hash_json,
-    provenance,
-    read_json,
-    read_table,
-    run_cells,
-    write_json,
-    write_table,
-)
+from ..base import Cell, NeuroLensError, finished_cells, program, read_json, write_json
+from .estimates import known_costs
+from .gathering import STUDY, VARIANTS, gather, gather_sweep
+from .inputs import INPUTS, input_hashes, keep_inputs
+from .planning import WAVES, plan_cells
 from .schema import Study
-from .stages import BEFORE, DURING
 from .study_file import load_study
+from .sweeps import Variant, variants
+from .watching import Watch
 
-STAGES = "neuro_lens.studies.stages"
-FEATURE_STAGES = "neuro_lens.studies.feature_stages"
-ABLATION_STAGES = "neuro_lens.studies.ablation_stages"
-STUDY = "study.json"
-WAVES = (("decoder",), ("decoding", "dictionary"), ("tuning", "ablation"))
-IMPORTED = ("sur_v1", "allen_events")
-TABLES = {
-    "training": "decoder",
-    "decoding": "decoding",
-    "sae_eval": "dictionary",
-    "sae_density": "dictionary",
-    "sae_stability": "dictionary",
-    "tuning": "tuning",
-    "tuning_curves": "tuning",
-    "answer_tuning": "tuning",
-    "covariates": "tuning",
-    "between": "tuning",
-    "between_summary": "tuning",
-    "between_confounds": "tuning",
-    "ablation": "ablation",
-    "ablation_summary": "ablation",
-    "ablation_groups": "ablation",
-    "ablation_confusions": "ablation",
-    "ablation_matching": "ablation",
-}
-TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
+LOCK = ".lock"
+Plan = list[tuple[str, Cell]]
+
+
+class StudyStopped(KeyboardInterrupt):
+    """A study was stopped by Ctrl-C; says how many of its cells are done."""
 
 
 def run_study(
@@ -59,6 +33,8 @@ def run_study(
     out: str | Path | None = None,
     *,
     workers: int = 1,
+    executor: Literal["local", "ray", "slurm"] = "local",
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run a study from recordings to report, going on where an earlier run stopped.
 
@@ -68,136 +44,91 @@ def run_study(
         A YAML study file, or its fields.
     out : path, optional
         Folder for the results; by default ``results/<name of the study>``. What is there of the
-        same study is kept and not run again.
+        same study, made by the same program from the same recordings, is kept and not run again.
     workers : int
-        Processes that work side by side, on seeds and hooks.
+        Processes or jobs that work side by side, on seeds, hooks and combinations of a sweep.
+    executor, options
+        Where they work: as for `neuro_lens.base.run_cells`.
 
     Returns
     -------
     Path
         ``report.html`` in ``out``. Beside it are the tables as Parquet and CSV, the decoders and
-        SAEs as safetensors, and ``provenance.json``.
+        SAEs as safetensors, and ``provenance.json``; of a sweep, those of each combination in
+        ``variants/``, and all tables together in ``out``.
 
     Raises
     ------
     NeuroLensError
         For a wrong study, recordings that cannot be read, a hook or recording that does not
-        exist, or when ``out`` holds another study; nothing is left in ``out`` then.
+        exist (nothing is left in ``out`` then); or when ``out`` holds another study, the study's
+        recordings or the program change, or another run is at work there (nothing is lost then).
+    StudyStopped
+        On Ctrl-C; the same call goes on from there.
     """
-    from ..report import write_report
-    from .stages import check_inputs
-
     checked = load_study(study)
-    plan = plan_cells(checked)
-    out = Path(out) if out is not None else Path("results") / _slug(checked.name)
+    swept = variants(checked)
+    inputs = _inputs(swept)
+    plans = {variant.label: plan_cells(variant.study) for variant in swept}
+    out = Path(out) if out is not None else default_out(checked)
+    how = {"workers": workers, "executor": executor, "options": options}
     new = _claim(out, checked)
-    try:
-        (recordings,) = run_cells([plan[0][1]], out / "cells", description="recordings")
-        check_inputs(recordings, plan)
-    except BaseException:
-        if new:
-            shutil.rmtree(out / "cells", ignore_errors=True)
-            (out / STUDY).unlink()
-            if new == "folder":
-                out.rmdir()
-        raise
-    for wave in WAVES:
-        cells = [cell for stage, cell in plan if stage in wave]
-        run_cells(cells, out / "cells", workers, ", ".join(wave))
-    _gather(out, checked, plan)
-    return write_report(out)
+    with _alone(out):
+        try:
+            keep_inputs(out, inputs)
+            _run_cells(out, plans, how)
+        except _NothingBegunError as error:
+            _give_up(out, new)
+            raise error.reason from None
+        keep_inputs(out, _inputs(swept))
+        return _put_together(out, checked, swept, plans)
 
 
-def plan_cells(study: Study) -> list[tuple[str, Cell]]:
-    """Return the cells of a study with the stage of each, in an order that lets them run."""
-    recordings = _recordings(study)
-    plan = [("recordings", recordings)]
-    window = list(study.recordings.window)
-    windows = {DURING: window}
-    if study.recordings.before is not None:
-        windows[BEFORE] = list(study.recordings.before)
-    settings = study.decoder.model_dump()
-    training = {key: settings.pop(key) for key in TRAINING}
-    shape = {**settings, "pool": study.recordings.pool}
-    for seed in study.seeds:
-        base = {"recordings": recordings.name, "seed": seed}
-        decoder = Cell(
-            f"{STAGES}:decoder", {**base, "shape": shape, "training": training, "window": window}
-        )
-        base["decoder"] = decoder.name
-        plan.append(("decoder", decoder))
-        plan.append(("decoding", Cell(f"{STAGES}:decoding", {**base, "windows": windows})))
-        for hook in _hooks(study):
-            trained = {k: v for k, v in study.sae.model_dump().items() if k != "hooks"}
-            dictionary = Cell(
-                f"{FEATURE_STAGES}:dictionary",
-                {**base, "hook": hook, "settings": trained, "window": window},
-            )
-            plan.append(("dictionary", dictionary))
-            features = {**base, "dictionary": dictionary.name}
-            tuning = Cell(
-                f"{FEATURE_STAGES}:tuning",
-                {**features, "windows": windows, **study.tuning.model_dump()},
-            )
-            plan.append(("tuning", tuning))
-            if hook in _ablated(study):
-                ablation = study.ablation.model_dump(exclude={"hook", "decision_hook"})
-                ablation["studied"] = ablation.pop("recordings")
-                plan.append(
-                    (
-                        "ablation",
-                        Cell(
-                            f"{ABLATION_STAGES}:ablation",
-                            {**features, "hook": hook, "window": window, **ablation},
-                        ),
-                    )
-                )
-    return plan
+def default_out(study: Study) -> Path:
+    """Return the folder for a study's results where none is named."""
+    slug = re.sub(r"[^a-z0-9]+", "-", study.name.lower()).strip("-")
+    return Path("results") / (slug or "study")
 
 
-def _recordings(study: Study) -> Cell:
-    """Return the cell that provides the recordings; other files in a folder make another cell."""
-    given = study.recordings
-    source, files = given.source, None
-    if given.simulate is None and source not in IMPORTED:
-        folder = Path(source).resolve()
-        if not folder.is_dir():
-            raise NeuroLensError(
-                f"recordings.source is {source!r}, which is neither a folder nor one of "
-                f"{', '.join(IMPORTED)}; give a folder of .h5 recordings"
-            )
-        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*.h5")]
-        source, files = str(folder), hash_json(sorted(stats))
-    return Cell(
-        f"{STAGES}:recordings",
-        {
-            "source": source,
-            "simulate": given.simulate,
-            "files": files,
-            "seed": study.seeds[0],
-        },
+def unique_cells(plans: Mapping[str, Plan]) -> Plan:
+    """Return the cells of all combinations of a sweep, each once, in an order that can run."""
+    return list(
+        {cell.name: (stage, cell) for plan in plans.values() for stage, cell in plan}.values()
     )
 
 
-def _hooks(study: Study) -> list[str]:
-    """Return the hooks by name: ``blocks.-1`` is the last block."""
-    return [_resolved(hook, study.decoder.depth) for hook in study.sae.hooks]
+class _NothingBegunError(Exception):
+    """The recordings or what is asked of them are wrong, before anything was computed."""
+
+    def __init__(self, reason: BaseException):
+        self.reason = reason
 
 
-def _ablated(study: Study) -> list[str]:
-    wanted = [study.ablation.hook, study.ablation.decision_hook]
-    return [_resolved(hook, study.decoder.depth) for hook in wanted if hook]
+def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> None:
+    """Run the cells that are missing, wave by wave."""
+    from .stages import check_inputs
+
+    cells, every = out / "cells", unique_cells(plans)
+    _remove_left_overs(cells, every)
+    try:
+        with Watch(every, cells, known_costs(out)) as watch:
+            try:
+                watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
+                for plan in plans.values():
+                    check_inputs(cells / plan[0][1].name, plan)
+            except BaseException as error:
+                raise _NothingBegunError(error) from None
+            _name_unused(cells, every)
+            for wave in WAVES:
+                watch.run([c for stage, c in every if stage in wave], how, ", ".join(wave))
+    except KeyboardInterrupt:
+        _remove_left_overs(cells, every)
+        done = len(finished_cells(cells).keys() & {cell.name for _, cell in every})
+        raise StudyStopped(f"stopped with {done} of {len(every)} cells done") from None
 
 
-def _resolved(hook: str, depth: int) -> str:
-    def count_from_end(match: re.Match) -> str:
-        return f"blocks.{depth + int(match[1])}."
-
-    return re.sub(r"^blocks\.(-\d+)\.", count_from_end, hook)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "study"
+def _inputs(swept: Sequence[Variant]) -> dict[str, str]:
+    return {name: digest for v in swept for name, digest in input_hashes(v.study).items()}
 
 
 def _claim(out: Path, study: Study) -> str:
@@ -210,76 +141,100 @@ def _claim(out: Path, study: Study) -> str:
     if card.exists():
         there = read_json(card)
         if there != wanted:
-            changed = ", ".join(sorted(_differences(there, wanted)))
+            changed = ", ".join(sorted(differences(there, wanted)))
             raise NeuroLensError(
                 f"{out} holds another study (it differs in {changed}); "
                 "give another --out, or remove the folder"
             )
-    elif out.exists() and any(out.iterdir()):
+        return ""
+    if out.exists() and any(out.iterdir()):
         raise NeuroLensError(
             f"{out} is not empty and holds no study; give another --out, or empty it"
         )
-    else:
-        write_json(card, wanted)
-        return new
-    return ""
+    write_json(card, wanted)
+    return new
 
 
-def _differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
+def _give_up(out: Path, new: str) -> None:
+    """Leave a folder as it was before this study came."""
+    if not new:
+        return
+    shutil.rmtree(out / "cells", ignore_errors=True)
+    for name in (STUDY, INPUTS, LOCK):
+        (out / name).unlink(missing_ok=True)
+    if new == "folder":
+        out.rmdir()
+
+
+def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
     """Yield the dotted names of the fields in which two studies differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
-            yield from _differences(a.get(key), b.get(key), f"{place}.{key}" if place else key)
+            yield from differences(a.get(key), b.get(key), f"{place}.{key}" if place else key)
     elif a != b:
         yield place
 
 
-def _gather(out: Path, study: Study, plan: list[tuple[str, Cell]]) -> None:
-    """Put the cells' tables together, and decoders, SAEs and provenance beside them.
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the lock goes with the process, however that ends."""
+    from filelock import FileLock, Timeout
 
-    What runs that were killed left half done is removed.
-    """
-    folders = [(stage, cell, out / "cells" / cell.name) for stage, cell in plan]
-    for _, cell, folder in folders:
-        for left_over in folder.parent.glob(f".{cell.name}.*"):
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise NeuroLensError(
+            f"another run is at work in {out}; wait for it, stop it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_left_overs(cells: Path, every: Plan) -> None:
+    """Remove what runs that were killed left half written."""
+    for name in {cell.name for _, cell in every}:
+        for left_over in cells.glob(f".{name}.*"):
             shutil.rmtree(left_over, ignore_errors=True)
-    for name, stage in TABLES.items():
-        parts = [read_table(f / f"{name}.parquet") for s, _, f in folders if s == stage
-                 and (f / f"{name}.parquet").exists()]  # fmt: skip
-        if parts:
-            write_table(pd.concat(parts, ignore_index=True), out, name)
-    hashes: dict[str, Any] = {}
-    for stage, cell, folder in folders:
-        seed = f"seed{cell.params['seed']}"
-        if stage == "decoder":
-            _copy(folder / "decoder", out / "decoders" / seed)
-            hashes[f"decoder {seed}"] = read_json(folder / "decoder" / "decoder.json")["hash"]
-        elif stage == "dictionary":
-            _copy(folder / "sae", out / "saes" / seed / cell.params["hook"])
-            hashes[f"SAE {seed} {cell.params['hook']}"] = cell.name.split("-")[-1]
-    write_json(
-        out / "provenance.json",
-        provenance(
-            study=study.model_dump(mode="json"),
-            seeds=study.seeds,
-            hashes=hashes,
-            trials=_trials(folders[0][2]),
-        ),
+
+
+def _name_unused(cells: Path, every: Plan) -> None:
+    """Say which finished cells are another program's, which they may not be mixed with."""
+    planned = {cell.name for _, cell in every}
+    unused = {n: card for n, card in finished_cells(cells).items() if n not in planned}
+    if not unused:
+        return
+    commands = {card["command"] for card in unused.values()}
+    now = {command: program(command) for command in commands}
+    changed = {
+        part
+        for card in unused.values()
+        for part in differences(card["program"], now[card["command"]])
+    }
+    why = f"another program ({', '.join(sorted(changed))} changed)" if changed else "other settings"
+    size = sum(card["bytes"] for card in unused.values()) / 1e6
+    sys.stderr.write(
+        f"neuro-lens: {len(unused)} finished cells in {cells} are of {why} and are not used: "
+        f"{', '.join(sorted(unused))}; remove them to free {size:.1f} MB\n"
     )
 
 
-def _copy(source: Path, target: Path) -> None:
-    with atomic_folder(target) as part:
-        shutil.copytree(source, part, dirs_exist_ok=True)
+def _put_together(
+    out: Path, study: Study, swept: Sequence[Variant], plans: Mapping[str, Plan]
+) -> Path:
+    """Write tables and reports, of a sweep also those of each combination."""
+    from ..report import write_report
+    from .sweep_page import write_sweep_page
 
-
-def _trials(folder: Path) -> dict[str, list[str]]:
-    """Return the ids of the trials of each part."""
-    from ..recordings import load_recordings
-    from ..recordings.windows import trial_table
-    from .stages import TRIALS
-
-    dataset = load_recordings(folder)
-    tables = [trial_table(dataset.get_recording(r), r, TRIALS) for r in dataset.recording_ids]
-    by_split = pd.concat(tables).groupby("split")["trial"]
-    return {str(split): list(trials) for split, trials in by_split}
+    if not study.sweep:
+        gather(out, out / "cells", study, plans[""])
+        return write_report(out)
+    for variant in swept:
+        folder = out / VARIANTS / variant.label
+        gather(folder, out / "cells", variant.study, plans[variant.label])
+        write_json(folder / STUDY, variant.study.model_dump(mode="json"))
+        write_report(folder)
+    gather_sweep(out, study, swept)
+    return write_sweep_page(out, study, swept)

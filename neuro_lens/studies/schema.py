@@ -25,9 +25,14 @@ class Recordings(_Fields):
     Attributes
     ----------
     source : str
-        ``sur_v1``, ``allen_events``, or a folder of torch_brain ``.h5`` files.
+        ``sur_v1``, ``allen_events``, ``steinmetz``, or a folder of torch_brain ``.h5`` files.
     simulate : dict, optional
         Arguments of `neuro_lens.recordings.simulate`, in place of ``source``.
+    trials : str
+        The Interval of the recordings that holds the trials.
+    targets : list of str, optional
+        Fields of the trials, whole numbers from 0, that the decoder is to tell; by default what
+        the published decoder was asked of such trials.
     window : (float, float)
         Start and end of a window in seconds, relative to the start of its trial.
     before : (float, float), optional
@@ -39,6 +44,8 @@ class Recordings(_Fields):
 
     source: Name = "sur_v1"
     simulate: dict[str, Any] | None = None
+    trials: Name = "drifting_gratings"
+    targets: Annotated[list[Name], Field(min_length=1)] | None = None
     window: tuple[float, float] = (0.0, 2.0)
     before: tuple[float, float] | None = (-1.0, 0.0)
     pool: Count = 16
@@ -193,6 +200,8 @@ class Study(_Fields):
         One decoder and one set of dictionaries a seed.
     recordings, decoder, sae, tuning, ablation
         The stages.
+    sweep : dict of str to list
+        Values that fields take in turn, named as ``sae.k``: a study for each combination.
     """
 
     name: Name
@@ -202,3 +211,4 @@ class Study(_Fields):
     sae: Dictionary = Dictionary()
     tuning: Tuning = Tuning()
     ablation: Ablation = Ablation()
+    sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]] = {}

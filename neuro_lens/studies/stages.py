@@ -8,26 +8,36 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from ..base import Cell, NeuroLensError, check_choice, hash_json, write_json, write_table
+from ..base import Cell, NeuroLensError, check_choice, read_json, write_json, write_table
 
 TRIALS = "drifting_gratings"
+ASKED = "trials.json"
 DURING = "stimulus"
 BEFORE = "pre-stimulus"
 
 
 def recordings(
-    folder: Path, source: str, simulate: Mapping[str, Any] | None, files: str | None, seed: int
+    folder: Path,
+    source: str,
+    simulate: Mapping[str, Any] | None,
+    files: str | None,
+    trials: str,
+    targets: Sequence[str] | None,
+    seed: int,
 ) -> None:
     """Import or simulate the recordings of a study into ``folder``, or link to a user's own.
 
-    ``files`` is a hash of what lies in a user's folder; it only gives the cell its name.
+    ``files`` is a hash of the source files; it only gives the cell its name. Beside the recordings
+    ``trials.json`` says which Interval holds the trials and which of its fields are decoded.
     """
     from ..recordings import allen_events, find_data, load_recordings, sur_v1_or_simulated
     from ..recordings import simulate as write_simulated
 
+    write_json(folder / ASKED, {"trials": trials, "targets": targets})
     if simulate is not None:
         write_simulated(folder, **{"seed": seed, **simulate})
     elif source == "sur_v1":
@@ -58,11 +68,13 @@ def decoder(
     from ..recordings import batches, load_recordings
 
     dataset = load_recordings(folder.parent / recordings)
-    model = new_decoder(dataset, shape, window, seed)
+    asked = read_json(folder.parent / recordings / ASKED)
+    model = new_decoder(dataset, shape, window, seed, **asked)
     fit = batches(
-        dataset, model.tokenize, split="fit", window=(window[0], window[1]), trials=TRIALS
+        dataset, model.tokenize, split="fit", window=(window[0], window[1]), trials=asked["trials"]
     )
-    unfinished = folder.parent / f"unfinished-{hash_json([recordings, shape, training, seed])}"
+    # the folder is .<name of the cell>.<random> until it is finished
+    unfinished = folder.parent / f"unfinished-{folder.name.split('.')[1]}"
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
     save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
     write_table(history, folder, "training")
@@ -86,7 +98,8 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
     for stage, cell in plan:
         params = cell.params
         if stage == "decoder":
-            untrained = new_decoder(dataset, params["shape"], params["window"], 0)
+            asked = read_json(folder / ASKED)
+            untrained = new_decoder(dataset, params["shape"], params["window"], 0, **asked)
             hooks[cell.name] = list(hook_model(untrained).hook_dict)
         elif stage == "dictionary":
             check_choice("hook", params["hook"], hooks[params["decoder"]])
@@ -96,36 +109,87 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
                 check_choice("recording", name, dataset.recording_ids)
 
 
-def new_decoder(dataset: Any, shape: Mapping[str, Any], window: Sequence[float], seed: int) -> Any:
+def new_decoder(
+    dataset: Any,
+    shape: Mapping[str, Any],
+    window: Sequence[float],
+    seed: int,
+    trials: str = TRIALS,
+    targets: Sequence[str] | None = None,
+) -> Any:
     """Return an untrained decoder of the tasks, units and recordings of a dataset."""
     from ..decoders import CalciumPOYOPlus
 
+    readouts = trial_readouts(dataset, trials, targets)
     torch.manual_seed(seed)
     model = CalciumPOYOPlus(
         sequence_length=float(window[1] - window[0]),
-        readout_specs={n: asdict(r) for n, r in trial_readouts(dataset).items()},
+        readout_specs={n: asdict(r) for n, r in readouts.items()},
         **shape,
     )
     model.init_vocabs(dataset)
     return model
 
 
-def trial_readouts(dataset: Any) -> dict[str, Any]:
-    """Return the published readouts whose values all recordings hold in their trials."""
+def trials_of(folder: Path) -> str:
+    """Return the Interval that holds the trials of a study's recordings."""
+    return str(read_json(folder / ASKED)["trials"])
+
+
+def trial_readouts(
+    dataset: Any, trials: str = TRIALS, targets: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return what a decoder is asked of each trial.
+
+    Parameters
+    ----------
+    dataset : torch_brain Dataset
+    trials : str
+        The Interval that holds the trials.
+    targets : sequence of str, optional
+        Fields of the trials, whole numbers from 0: a classification each, named after the field.
+        By default the published readouts whose values all recordings hold.
+    """
     from ..decoders import PUBLISHED_READOUTS
 
     all_recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
+    if targets is not None:
+        return {
+            name: _readout(all_recordings, trials, name, number)
+            for number, name in enumerate(targets, start=1)
+        }
     found = {
         name: spec
         for name, spec in PUBLISHED_READOUTS.items()
-        if spec.value_key.startswith(f"{TRIALS}.")
+        if spec.value_key.startswith(f"{trials}.")
         and all(r.has_nested_attribute(spec.value_key) for r in all_recordings)
     }
     if not found:
         raise NeuroLensError(
-            f"no recording holds {TRIALS}.orientation_id; a study decodes the direction of gratings"
+            f"no published readout is of {trials}, or not all recordings hold its values; name the "
+            "fields that are to be decoded in recordings.targets"
         )
     return found
+
+
+def _readout(all_recordings: Sequence[Any], trials: str, name: str, number: int) -> Any:
+    """Return the classification of a field, with as many classes as its values reach."""
+    from ..decoders import Readout
+
+    key, values = f"{trials}.{name}", []
+    for recording in all_recordings:
+        if not recording.has_nested_attribute(key):
+            raise NeuroLensError(
+                f"a recording has no field {key}; recordings.targets names fields of its trials"
+            )
+        value = np.asarray(recording.get_nested_attribute(key))
+        if value.dtype.kind not in "iub" or value.min(initial=0) < 0:
+            raise NeuroLensError(
+                f"{key} holds other values than whole numbers from 0, so it has no classes; name "
+                "another field in recordings.targets"
+            )
+        values.append(int(value.max(initial=0)))
+    return Readout(number, max(values) + 1, "classification", f"{trials}.timestamps", key)
 
 
 def open_decoder(folder: Path, recordings: str, decoder: str) -> tuple[Any, Callable[..., Any]]:
@@ -135,9 +199,10 @@ def open_decoder(folder: Path, recordings: str, decoder: str) -> tuple[Any, Call
 
     dataset = load_recordings(folder.parent / recordings)
     model: Any = load_decoder(folder.parent / decoder / "decoder")
+    trials = trials_of(folder.parent / recordings)
 
     def windows(**options: Any) -> Any:
-        return batches(dataset, model.tokenize, trials=TRIALS, **options)
+        return batches(dataset, model.tokenize, trials=trials, **options)
 
     return model, windows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from ..base import NeuroLensError, nearest
 from .schema import Study
+from .sweeps import variants
 
 
 def load_study(study: str | Path | Mapping[str, Any] | Study) -> Study:
@@ -98,6 +99,27 @@ def _validate(fields: Mapping[str, Any], source: str, lines: Mapping[tuple, int]
             f"{source}, line {line}: {sentence}" if line else f"{source}: {sentence}"
         )
 
+    study = _checked(fields, lines, complain)
+    try:
+        swept = variants(study)
+    except NeuroLensError as error:
+        raise complain(("sweep",), str(error)) from None
+    for variant in swept if study.sweep else []:
+
+        def complain_of_it(place: tuple, sentence: str, label: str = variant.label) -> Exception:
+            own = [name for name in study.sweep if _dotted(place).startswith(name)]
+            return complain(("sweep", *own[:1]), f"with {label}, {sentence}")
+
+        _checked(variant.fields, {}, complain_of_it)
+    return study
+
+
+def _checked(
+    fields: Mapping[str, Any],
+    lines: Mapping[tuple, int],
+    complain: Callable[[tuple, str], Exception],
+) -> Study:
+    """Return the study, or raise what ``complain`` makes of the first place that is wrong."""
     try:
         study = Study.model_validate(fields)
     except ValidationError as error:

@@ -1,0 +1,89 @@
+"""Sweeps: a study for each combination of the values that fields are to take."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..base import NeuroLensError, hash_json
+from .schema import Study
+
+MOST_LETTERS = 100
+
+
+class Variant(NamedTuple):
+    """One combination of a sweep.
+
+    Attributes
+    ----------
+    label : str
+        Name of its folder, such as ``sae.k=8,decoder.dim=32``; empty without a sweep.
+    values : dict of str to Any
+        The value of each field that is swept over.
+    fields : dict
+        The study of this combination.
+    """
+
+    label: str
+    values: dict[str, Any]
+    fields: dict[str, Any]
+
+    @property
+    def study(self) -> Study:
+        """The study of this combination, without a sweep."""
+        return Study.model_validate(self.fields)
+
+
+def variants(study: Study) -> list[Variant]:
+    """Return a study for each combination of the values of ``sweep``, the first field slowest.
+
+    Without a sweep that is the study itself.
+
+    Raises
+    ------
+    NeuroLensError
+        Where a value stands in a sweep twice, or a section of the study is no section.
+    """
+    if not study.sweep:
+        return [Variant("", {}, study.model_dump(mode="json", exclude_unset=True))]
+    for name, values in study.sweep.items():
+        if len({hash_json(value) for value in values}) < len(values):
+            raise NeuroLensError(f"sweep.{name} holds a value twice; keep one")
+    fields = study.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
+    found = []
+    for combination in itertools.product(*study.sweep.values()):
+        values = dict(zip(study.sweep, combination, strict=True))
+        found.append(Variant(label_of(values), values, with_values(fields, values)))
+    return found
+
+
+def with_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's fields with others in place of some, named as ``section.field``."""
+    changed = dict(fields)
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        place = changed
+        for section in sections:
+            inner = place.get(section) or {}
+            if not isinstance(inner, Mapping):
+                raise NeuroLensError(f"sweep.{name} names a field of {section}, which has none")
+            place[section] = dict(inner)
+            place = place[section]
+        place[last] = value
+    return changed
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """Return a combination's name, short and fit for a folder."""
+    said = ",".join(f"{name}={_short(value)}" for name, value in values.items())
+    if len(said) <= MOST_LETTERS:
+        return said
+    return f"{said[: MOST_LETTERS - 17]}~{hash_json(values)}"
+
+
+def _short(value: Any) -> str:
+    plain = re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
+    said = str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    return plain if plain == said else f"{plain[:24]}~{hash_json(value)[:6]}"
