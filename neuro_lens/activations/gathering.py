@@ -71,10 +71,9 @@ def refuse_other_batch(given: Numbered, known: str, where: Path | None) -> None:
     """Raise when a batch is not the one that was harvested in its place."""
     if given.digest == known:
         return
-    first = given.tables[0].slice(0, 1).to_pylist()[0]
     raise NeuroLensError(
-        f"the batch that begins with the window of recording {first['recording_id']!r} at "
-        f"{first['window_start'] or 0:g} s ({len(given.batch)} windows) is not the one that was "
+        f"the batch that begins with {given.windows.told(0)} ({len(given.batch)} windows) is not "
+        "the one that was "
         f"harvested in its place into {where} ({known.split()[0]} windows); give the same batches "
         "in the same order, or remove that folder to start anew"
     )

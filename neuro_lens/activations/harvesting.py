@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -15,15 +17,16 @@ from neuro_lens.base import Batch, NeuroLensError, as_batch, hash_module, refuse
 from .gathering import Gathering
 from .manifest import MANIFEST
 from .mending import open_complete
-from .shards import Numbered, check_finite, index_table, window_table
+from .shards import Numbered, check_finite, index_table
 from .store import Chunk
+from .windows import Windows, window_and_label_tables
 from .writing import Writing, claimed
 
 if TYPE_CHECKING:
     from neuro_lens.hooks import HookedDecoder
     from neuro_lens.hooks.axes import Vectors
 
-__all__ = ["eval_mode", "harvest", "stream", "window_table"]
+__all__ = ["eval_mode", "harvest", "stream"]
 
 
 def harvest(
@@ -108,9 +111,10 @@ def stream(
         vectors = vectors_at(hooked, given.batch, names)
         chunks = {}
         for name in names:
-            index = index_table(vectors[name], given.tables[0])
-            check_finite(name, vectors[name].values, index)
-            chunks[name] = Chunk(vectors[name].values, lambda index=index: index)  # type: ignore[misc]
+            check_finite(name, vectors[name], given.windows)
+            chunks[name] = Chunk(
+                vectors[name].values, partial(_index, vectors[name], given.windows)
+            )
         yield chunks[hooks] if isinstance(hooks, str) else chunks
 
 
@@ -185,6 +189,11 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Numbered]:
         batch = as_batch(item)
         yield Numbered(batch, first)
         first += len(batch)
+
+
+def _index(vectors: Vectors, windows: Windows) -> pa.Table:
+    """Return a row per vector of one batch."""
+    return index_table([vectors], [windows], window_and_label_tables([windows])[0])
 
 
 def _device(decoder: nn.Module) -> torch.device:

@@ -18,7 +18,7 @@ from .manifest import INDEX, LABELS, MANIFEST, ORIGIN_KEYS, make_manifest
 from .shards import file_hash, shard_file
 from .store import ActivationStore
 from .tables import read_groups, read_schema, unified, write_parquet
-from .writing import claimed
+from .writing import claimed, link_or_copy
 
 SAME = (*ORIGIN_KEYS, "d_in", "dtype")
 
@@ -98,10 +98,7 @@ def _link_shards(parts: list[ActivationStore], staged: Path) -> Iterator[dict[st
     for part in parts:
         for entry in part.manifest["shards"]:
             source, target = Path(str(part.folder)) / entry["file"], staged / shard_file(number)
-            try:
-                os.link(source, target)
-            except OSError:
-                shutil.copyfile(source, target)
+            link_or_copy(source, target)
             yield {**entry, "file": target.name}
             number += 1
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from neuro_lens.base import Batch, NeuroLensError, hash_json, hash_tensors
 
-from .tables import joined, to_arrow
+from .windows import Windows, window_and_label_tables
 
 if TYPE_CHECKING:
     from neuro_lens.hooks.axes import Vectors
 
 SHARD_BYTES = 2**26
-UNKNOWN = "unknown"
 INDEX_COLUMNS = [
     "window",
     "recording_id",
@@ -106,80 +104,37 @@ def batch_digest(batch: Batch) -> str:
     return f"{len(batch)} {digest}"
 
 
-def window_table(batch: Batch, first: int = 0) -> pd.DataFrame:
-    """Return a row per window of a batch: window (from ``first``), recording, start, trial, split.
+def index_table(vectors: Sequence[Vectors], parts: Sequence[Windows], rows: pa.Table) -> pa.Table:
+    """Return a row per vector: its window's row, its position and its time.
 
-    What the batch does not say is ``"unknown"`` (the recording) or null.
+    ``vectors`` and ``parts`` are those of some batches, and ``rows`` their windows' table.
     """
-    return pd.DataFrame(window_columns(batch, first))
+    before = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+    window = [_numpy(v.window) + first for v, first in zip(vectors, before, strict=True)]
+    position = np.concatenate([_numpy(v.position) for v in vectors])
+    time = np.concatenate([_numpy(v.timestamp).astype(float) for v in vectors])
+    index = rows.take(pa.array(np.concatenate(window)))
+    index = index.append_column("position", pa.array(position, pa.int64(), mask=position < 0))
+    index = index.append_column("timestamp", pa.array(time, pa.float64(), mask=np.isnan(time)))
+    return index.select(INDEX_COLUMNS)
 
 
-def window_columns(batch: Batch, first: int) -> dict[str, Any]:
-    """Return the columns of `window_table`."""
-    n, labels = len(batch), batch.labels
-    start = np.asarray(batch.window_start, dtype=float)
-    columns: dict[str, Any] = {
-        "window": np.arange(first, first + n),
-        "recording_id": np.array(batch.recording_id or [UNKNOWN] * n, dtype=object),
-        "window_start": start if len(start) == n else np.full(n, np.nan),
-        "trial": np.full(n, None),
-        "split": np.full(n, None),
-    }
-    if "window" in labels:
-        rows = _first_rows(labels["window"].to_numpy(dtype=int), n)
-        for name in {"trial", "split"} & set(labels.columns):
-            columns[name] = pd.api.extensions.take(labels[name].array, rows, allow_fill=True)
-    return columns
+def check_finite(hook: str, vectors: Vectors, windows: Windows) -> None:
+    """Raise for values that are not finite, naming the recording and the window.
 
-
-def _first_rows(window: np.ndarray, n: int) -> np.ndarray:
-    """Return the first row of each of ``n`` windows, -1 where there is none."""
-    rows = np.full(n, -1)
-    known = np.flatnonzero((window >= 0) & (window < n))[::-1]
-    rows[window[known]] = known
-    return rows
-
-
-def label_table(batch: Batch, windows: Mapping[str, Any]) -> pa.Table:
-    """Return the batch's labels with the windows' numbers, recordings and starts.
-
-    Raises
-    ------
-    NeuroLensError
-        For labels of windows that the batch does not hold.
+    The sum alone shows that all values are finite; where it overflows, each is looked at.
     """
-    labels, n = batch.labels, len(windows["window"])
-    if "window" not in labels:
-        return to_arrow({k: column for k, column in windows.items() if not pd.isna(column).all()})
-    at = labels["window"].to_numpy(dtype=int)
-    if len(at) and not 0 <= at.min() <= at.max() < n:
-        raise NeuroLensError(
-            f"the labels of a batch name windows {at.min()} to {at.max()}, and it holds {n}; "
-            "number them from 0, a row a window"
-        )
-    known = {name: windows[name][at] for name in ("window", "recording_id", "window_start")}
-    return to_arrow({**dict(labels.items()), **known})
-
-
-def index_table(vectors: Vectors, windows: pa.Table) -> pa.Table:
-    """Return a row per vector: its window's row, its position and its time."""
-    rows = windows.take(pa.array(_numpy(vectors.window)))
-    position = _numpy(vectors.position)
-    rows = rows.append_column("position", pa.array(position, pa.int64(), mask=position < 0))
-    time = _numpy(vectors.timestamp).astype(float)
-    rows = rows.append_column("timestamp", pa.array(time, pa.float64(), mask=np.isnan(time)))
-    return rows.select(INDEX_COLUMNS)
-
-
-def check_finite(hook: str, values: Tensor, index: pa.Table) -> None:
-    """Raise for values that are not finite, naming the recording and the window."""
-    broken = ~torch.isfinite(values).all(-1)
+    if vectors.values.sum(dtype=torch.float32).isfinite():
+        return
+    broken = ~torch.isfinite(vectors.values).all(-1)
     if broken.any():
-        row = {k: v[0] for k, v in index.slice(int(broken.nonzero()[0]), 1).to_pydict().items()}
+        row = int(broken.nonzero()[0])
+        position = int(vectors.position[row])
         raise NeuroLensError(
-            f"the activations at {hook!r} are not finite in the window of recording "
-            f"{row['recording_id']!r} that starts at {row['window_start'] or 0:g} s (position "
-            f"{row['position']}); check the recording for NaN, or leave that window out"
+            f"the activations at {hook!r} are not finite in "
+            f"{windows.told(int(vectors.window[row]))} (position "
+            f"{None if position < 0 else position}); check the recording for NaN, or leave that "
+            "window out"
         )
 
 
@@ -196,48 +151,42 @@ class Numbered:
         return batch_digest(self.batch)
 
     @cached_property
-    def tables(self) -> tuple[pa.Table, pa.Table]:
-        """Its windows, a row each, and its labels."""
-        windows = window_columns(self.batch, self.first)
-        return to_arrow(windows), label_table(self.batch, windows)
+    def windows(self) -> Windows:
+        """Its windows and their labels."""
+        return Windows.of(self.batch, self.first)
 
     @property
     def recordings(self) -> dict[str, None]:
         """Its recordings, in the order that they turn up."""
-        return dict.fromkeys(self.batch.recording_id or [UNKNOWN])
+        return dict.fromkeys(self.windows.recording_id)
 
 
 @dataclass
 class Filling:
     """What waits to become a shard."""
 
-    acts: list[Tensor] = field(default_factory=list)
-    index: list[pa.Table] = field(default_factory=list)
-    labels: list[pa.Table] = field(default_factory=list)
+    vectors: list[Vectors] = field(default_factory=list)
+    parts: list[Windows] = field(default_factory=list)
     recordings: dict[str, None] = field(default_factory=dict)
     batches: list[str] = field(default_factory=list)
-    windows: int = 0
     rows: int = 0
 
     def add(self, vectors: Vectors, given: Numbered, hook: str) -> None:
         """Take a batch's vectors, which must be finite."""
-        windows, labels = given.tables
-        index = index_table(vectors, windows)
-        check_finite(hook, vectors.values, index)
-        self.acts.append(vectors.values.detach().to("cpu", copy=True))
-        self.index.append(index)
-        self.labels.append(labels)
+        check_finite(hook, vectors, given.windows)
+        self.vectors.append(vectors.kept())
+        self.parts.append(given.windows)
         self.recordings.update(given.recordings)
         self.batches.append(given.digest)
-        self.windows += len(windows)
-        self.rows += len(index)
+        self.rows += len(vectors.values)
 
     @property
     def full(self) -> bool:
         """Whether it holds as much as a shard should."""
-        if not self.acts:
+        if not self.vectors:
             return False
-        return self.rows >= rows_a_shard(self.acts[0].shape[-1], self.acts[0].dtype)
+        values = self.vectors[0].values
+        return self.rows >= rows_a_shard(values.shape[-1], values.dtype)
 
     def ends_before(self, given: Numbered, closed: Collection[str]) -> bool:
         """Return whether the shard ends before a batch: it is full, or a new recording begins.
@@ -252,11 +201,12 @@ class Filling:
 
     def shard(self) -> Shard:
         """Return all of it as a shard."""
+        windows, labels = window_and_label_tables(self.parts)
         return Shard(
-            acts=torch.cat(self.acts),
-            index=joined(self.index),
-            labels=joined(self.labels),
-            windows=self.windows,
+            acts=torch.cat([vectors.values for vectors in self.vectors]),
+            index=index_table(self.vectors, self.parts, windows),
+            labels=labels,
+            windows=len(windows),
             recordings=list(self.recordings),
             batches=self.batches,
         )

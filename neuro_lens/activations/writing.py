@@ -79,9 +79,12 @@ class Writing(Gathering):
         found = []
         for name in (INDEX, LABELS):
             paths = [self._part(name, number) for number in range(len(self.entries))]
-            schema = unified(read_schema(path) for path in paths)
-            with (self.staged / name).open("wb") as file:
-                write_parquet(file, (rows for p in paths for rows in read_groups(p)), schema)
+            if len(paths) == 1:
+                link_or_copy(paths[0], self.staged / name)
+            else:
+                schema = unified(read_schema(path) for path in paths)
+                with (self.staged / name).open("wb") as file:
+                    write_parquet(file, (rows for p in paths for rows in read_groups(p)), schema)
             found.append(file_hash(self.staged / name))
         manifest = make_manifest(self.origin, self.shape, self.entries, *found)
         write_json(self.staged / MANIFEST, manifest)
@@ -127,6 +130,14 @@ class Writing(Gathering):
 
     def _part(self, table: str, number: int) -> Path:
         return self.unfinished / f"shard-{number:05d}.{table}"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def unfinished_folder(folder: Path) -> Path:

@@ -35,6 +35,11 @@ class Vectors:
     position: Tensor
     timestamp: Tensor
 
+    def kept(self) -> Vectors:
+        """Return a copy on the CPU, that the decoder's next call leaves as it is."""
+        parts = (self.values, self.window, self.position, self.timestamp)
+        return Vectors(*(torch.as_tensor(p).detach().to("cpu", copy=True) for p in parts))
+
 
 def refuse_vectors(site: Site) -> None:
     """Raise for hook points that hold no vector a position, with the reason."""

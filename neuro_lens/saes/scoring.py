@@ -13,7 +13,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from neuro_lens.activations.harvesting import eval_mode, window_table
+from neuro_lens.activations.harvesting import eval_mode
+from neuro_lens.activations.windows import window_table
 from neuro_lens.base import Batch, NeuroLensError, Task, accuracy, as_batch, track
 
 if TYPE_CHECKING:

@@ -96,7 +96,9 @@ def four(batches):
 
 def test_other_batches_than_before_are_refused(hooked, four, tmp_path, small_shards):
     begin(hooked, four, tmp_path / "s", after=3)
-    with pytest.raises(NeuroLensError, match=r"recording 'b' at 200 s .* give the same batches"):
+    with pytest.raises(
+        NeuroLensError, match=r"recording 'b' that starts at 200 s .* give the same batches"
+    ):
         harvest(hooked, four[::-1][1:], "hook_embed", out=tmp_path / "s")
     with pytest.raises(NeuroLensError, match="only 1 were given"):
         harvest(hooked, four[:1], "hook_embed", out=tmp_path / "s")
