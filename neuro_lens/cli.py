@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from .cli_prepare import prepare
+
 BAD_INPUT = 2
 
 
@@ -97,6 +99,9 @@ def hooks(decoder: str, trace: bool) -> None:
 @main.group()
 def data() -> None:
     """Import or simulate recordings."""
+
+
+data.add_command(prepare)
 
 
 @data.command("import")

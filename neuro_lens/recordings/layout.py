@@ -180,8 +180,14 @@ def write_recording(data: Data, folder: str | Path, recording_id: str) -> str:
     NeuroLensError
         When the recording would not pass `check_recording`; nothing is written then.
     """
+    import h5py
+
     with atomic_write(Path(folder) / f"{recording_id}.h5") as part:
-        data.save(part)
+        # by way of memory: HDF5 crashes at exit when the disk filled up under an open file
+        with h5py.File(recording_id, "w", driver="core", backing_store=False) as file:
+            data.to_hdf5(file)
+            file.flush()
+            part.write_bytes(file.id.get_file_image())
         problem = recording_problem(part)
         if problem:
             raise NeuroLensError(f"recording {recording_id!r} was not written: {problem}")

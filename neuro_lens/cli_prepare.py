@@ -1,0 +1,50 @@
+"""The commands ``neuro-lens data prepare …``: published data sets to torch_brain files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def prepare() -> None:
+    """Turn a published data set's files into recordings."""
+
+
+@prepare.command()
+@click.option("--raw", type=click.Path(path_type=Path), required=True, help="Folder of NWB files.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--sessions", multiple=True, metavar="ID…", help="Sessions: 1,2,3 or 1 2 3.")
+@click.option("--select", metavar="CONDITIONS", help='"cre_line=Cux2-CreERT2 and area=VISp".')
+@click.option("--split", default="published", show_default=True, help="published or blocks.")
+@click.argument("more_sessions", nargs=-1, metavar="[ID]...")
+def allen(
+    raw: Path,
+    out: Path,
+    sessions: tuple[str, ...],
+    select: str | None,
+    split: str,
+    more_sessions: tuple[str, ...],
+) -> None:
+    """Prepare two-photon sessions of the Allen Brain Observatory, Visual Coding.
+
+    NWB files that --raw does not hold are downloaded there, with allensdk in an environment of its
+    own. Without --sessions or --select, every file in --raw is prepared. A session that cannot be
+    used is skipped and named; the same command goes on where it stopped.
+    """
+    from .recordings.allen_prepare import prepare_allen
+
+    table = prepare_allen(
+        raw,
+        out,
+        sessions=[i for given in (*sessions, *more_sessions) for i in given.split(",") if i],
+        select=select,
+        split=split,
+        say=lambda line: click.echo(line, err=True),
+    )
+    for row in table.itertuples():
+        if row.status != "skipped":
+            click.echo(out / f"{row.session}.h5")
+    counts = table["status"].value_counts().sort_index()
+    click.echo(", ".join(f"{n} {status}" for status, n in counts.items()), err=True)

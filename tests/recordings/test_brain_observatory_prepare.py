@@ -1,0 +1,187 @@
+"""`neuro-lens data prepare allen` on made-up NWB files, without network."""
+
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from neuro_lens.base import NeuroLensError
+from neuro_lens.cli import main
+from neuro_lens.recordings import load_recordings
+from neuro_lens.recordings.allen_environment import no_network
+from neuro_lens.recordings.allen_prepare import prepare_allen
+from neuro_lens.recordings.allen_sessions import select_sessions, session_table
+from neuro_lens.recordings.brain_observatory import read_nwb
+
+LINES = {"1": "Cux2-CreERT2", "2": "Rorb-IRES2-Cre", "3": "Cux2-CreERT2"}
+
+
+@pytest.fixture
+def raw(tmp_path, made_up_nwb):
+    """Three sessions of session type B, two of them of one Cre line in two areas."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for seed, (name, line) in enumerate(LINES.items()):
+        made_up_nwb.write_nwb(
+            folder / f"{name}.nwb",
+            int(name),
+            session_type="three_session_B",
+            genotype=f"{line}/wt;Ai93(TITL-GCaMP6f)/Ai93(TITL-GCaMP6f)",
+            area="VISl" if name == "3" else "VISp",
+            seed=seed,
+            trials=12,
+            movie=20,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def offline():
+    if no_network() is None:
+        pytest.skip("there is network here, and this test is about its absence")
+
+
+def prepare(*arguments):
+    done = CliRunner().invoke(main, ["data", "prepare", "allen", *map(str, arguments)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def test_every_file_of_a_folder_is_prepared_and_kept_the_next_time(raw, tmp_path):
+    out = tmp_path / "out"
+    done = prepare("--raw", raw, "--out", out)
+    assert done.exit_code == 0
+    assert "3 sessions to prepare: " in done.stderr
+    assert "3 written" in done.stderr
+    assert done.stdout.split() == [str(out / f"{i}.h5") for i in "123"]
+    recording = load_recordings(out).get_recording("2")
+    given = read_nwb(raw / "2.nwb")
+    np.testing.assert_array_equal(
+        recording.calcium_traces.df_over_f, given.calcium_traces.df_over_f
+    )
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "3.h5").write_bytes((out / "3.h5").read_bytes()[:5000])
+    done = prepare("--raw", raw, "--out", out)
+    assert "2 kept, 1 written" in done.stderr
+    assert {p for p in before if p.stat().st_mtime_ns != before[p]} == {out / "3.h5"}
+    assert "3 written" in prepare("--raw", raw, "--out", out, "--split", "blocks").stderr
+
+
+def test_the_size_told_is_the_size_written(raw, tmp_path):
+    lines = []
+    prepare_allen(raw, tmp_path / "out", say=lines.append)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    number, unit = lines[0].split(": ")[1].split()[:2]
+    told = float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert written < 1.1 * told < 2.5 * written
+
+
+def test_sessions_are_chosen_by_id_or_by_what_they_are(raw, tmp_path, offline):
+    done = prepare("--raw", raw, "--out", tmp_path / "a", "--sessions", "1,3")
+    assert [p.stem for p in sorted((tmp_path / "a").iterdir())] == ["1", "3"]
+    done = prepare(
+        "--raw", raw, "--out", tmp_path / "b", "--select", "cre_line=Cux2-CreERT2 and area=VISp"
+    )
+    assert done.exit_code == 0
+    assert [p.stem for p in (tmp_path / "b").iterdir()] == ["1"]
+
+
+def test_selections_are_read_as_written(raw, offline):
+    table = session_table(raw)
+    assert select_sessions(table, "cre_line=Cux2-CreERT2,Rorb-IRES2-Cre and depth=175") == [*"123"]
+    assert select_sessions(table, "animal=222426 and area=VISl") == ["3"]
+    for selection, says in {
+        "cre_lin=Cux2-CreERT2": "unknown column 'cre_lin'; did you mean 'cre_line'",
+        "cre_line=Cux2-CreERT3": "did you mean 'Cux2-CreERT2'",
+        "cre_line": "write column=value",
+        "cre_line=Rorb-IRES2-Cre and area=VISl": "no session of 3 meets",
+    }.items():
+        with pytest.raises(NeuroLensError, match=says):
+            select_sessions(table, selection)
+
+
+def test_the_cached_table_goes_before_the_files(raw):
+    table = session_table(raw).assign(cre_line="Vip-IRES-Cre")
+    table.to_parquet(raw / "experiments.parquet")
+    assert set(session_table(raw)["cre_line"]) == {"Vip-IRES-Cre"}
+    (raw / "experiments.parquet").write_bytes(b"PAR1")
+    with pytest.raises(NeuroLensError, match=r"experiments\.parquet is not a readable"):
+        session_table(raw)
+
+
+def test_bad_sessions_are_skipped_and_the_others_go_on(raw, tmp_path, made_up_nwb):
+    whole = (raw / "1.nwb").read_bytes()
+    (raw / "1.nwb").write_bytes(whole[: len(whole) // 3])
+    made_up_nwb.write_nwb(raw / "2.nwb", 2, breaks=3, trials=8, movie=10)
+    made_up_nwb.write_nwb(raw / "3.nwb", 3, eye=False, trials=8, movie=10)
+    done = prepare("--raw", raw, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert "skipped 1: " in done.stderr
+    assert "its download broke off" in done.stderr
+    assert "skipped 2: " in done.stderr
+    assert "epochs cannot be separated" in done.stderr
+    assert "1 written" in done.stderr
+    assert "2 skipped" in done.stderr
+    recording = load_recordings(tmp_path / "out").get_recording("3")
+    assert not recording.has_nested_attribute("pupil")
+    assert recording.has_nested_attribute("running.running_speed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sessions", "4"], "unknown session '4'; 3 sessions are known"),
+        (["--sessions", "1", "--select", "area=VISp"], "give one of them"),
+        (["--split", "block"], "unknown split 'block'; did you mean 'blocks'"),
+        (["--select", "area=VIS"], "unknown area 'VIS'"),
+    ],
+)
+def test_bad_choices_are_refused_in_one_sentence(raw, tmp_path, offline, arguments, says):
+    done = prepare("--raw", raw, "--out", tmp_path / "out", *arguments)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_network_what_is_missing_is_said(raw, tmp_path, offline):
+    table = session_table(raw)
+    (raw / "2.nwb").unlink()
+    table.to_parquet(raw / "experiments.parquet")
+    done = prepare("--raw", raw, "--out", tmp_path / "out", "--sessions", "1,2")
+    assert done.exit_code == 2
+    assert "1 of the sessions (2) are not in" in done.stderr
+    assert "api.brain-map.org cannot be reached" in done.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no .nwb file" in prepare("--raw", empty, "--out", tmp_path / "out").stderr
+    done = prepare("--raw", empty, "--out", tmp_path / "out", "--select", "area=VISp")
+    assert "run where there is network" in done.stderr
+
+
+def test_when_none_can_be_used_the_command_fails(raw, tmp_path):
+    for path in raw.glob("*.nwb"):
+        path.write_bytes(path.read_bytes()[:3000])
+    done = prepare("--raw", raw, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "none of 3 sessions could be used" in done.stderr
+
+
+def test_a_disk_that_fills_up_ends_in_one_sentence_and_keeps_what_is_whole(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare("--raw", raw, "--out", out, "--sessions", "1")
+    limit = (out / "1.h5").stat().st_size // 2
+    command = ["data", "prepare", "allen", "--raw", raw, "--out", out]
+    done = subprocess.run(
+        [sys.executable, "-m", "neuro_lens.cli", *command],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "is full after part of the sessions" in done.stderr
+    assert [p.name for p in out.iterdir()] == ["1.h5"]
+    assert "1 kept, 2 written" in prepare("--raw", raw, "--out", out).stderr
