@@ -46,5 +46,7 @@ def unit_table(dataset: Dataset) -> pd.DataFrame:
         for name, path in OF_THE_RECORDING.items():
             if name not in table and recording.has_nested_attribute(path):
                 table[name] = recording.get_nested_attribute(path)
+        if recording.has_nested_attribute("subject.animal"):  # its subject.id is a container
+            table["subject_id"] = recording.subject.animal
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

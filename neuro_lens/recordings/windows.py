@@ -274,11 +274,19 @@ def _subject(recording: Any) -> dict[str, Any]:
         "subject_id": "subject.id",
         "genotype": "subject.genotype",
         "cre_line": "subject.cre_line",
+        "area": "device.target_area",
+        "depth": "device.imaging_depth",
+        "indicator": "device.indicator",
+        "session_type": "session.session_type",
         "imaging_date": "session.imaging_date",
     }.items():
         if recording.has_nested_attribute(path):
             value = recording.get_nested_attribute(path)
-            found[name] = value if value is None or isinstance(value, float) else str(value)
+            found[name] = value if value is None or isinstance(value, int | float) else str(value)
+    if recording.has_nested_attribute("subject.animal"):  # its subject.id is a container
+        found["subject_id"] = str(recording.subject.animal)
+    if "cre_line" in found:  # which is read off the genotype: two names of one variable
+        found.pop("genotype", None)
     return found
 
 
