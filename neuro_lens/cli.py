@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import click
 
 from .cli_prepare import prepare
 
+DIFFERENT = 1
 BAD_INPUT = 2
+STOPPED = 130
 
 
 class _OneSentence(click.Group):
-    """Says bad input in one sentence on standard error and exits with code 2."""
+    """Says bad input in one sentence on standard error and exits with code 2; Ctrl-C with 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            _refuse(ctx, str(stopped) or "stopped", STOPPED)
         except ValueError as error:
             from .base import NeuroLensError
 
@@ -36,9 +41,9 @@ class _OneSentence(click.Group):
             )
 
 
-def _refuse(ctx: click.Context, sentence: str) -> None:
+def _refuse(ctx: click.Context, sentence: str, code: int = BAD_INPUT) -> None:
     click.echo(f"neuro-lens: {' '.join(sentence.split())}", err=True)
-    ctx.exit(BAD_INPUT)
+    ctx.exit(code)
 
 
 @click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,15 +52,63 @@ def main() -> None:
     """Open up transformers trained on brain recordings."""
 
 
+EXECUTED = (
+    click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side."),
+    click.option("--executor", default="local", show_default=True, help="local, ray or slurm."),
+    click.option(
+        "--option",
+        "options",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Of ray or slurm, such as slurm_partition=gpu; may be given several times.",
+    ),
+)
+
+
+def _executed(command: Any) -> Any:
+    for option in reversed(EXECUTED):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("study", metavar="STUDY.yaml")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+@_executed
+def run(
+    study: str, out: Path | None, workers: int, executor: str, options: tuple[str, ...]
+) -> None:
+    """Run a study, going on where an earlier run of it stopped."""
+    _run(study, out, workers, executor, options)
+
+
 @main.command()
 @click.argument("study", metavar="STUDY.yaml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side.")
-def run(study: str, out: Path | None, workers: int) -> None:
-    """Run a study, going on where an earlier run of it stopped."""
-    from .studies import run_study
+def plan(study: str, out: Path | None, workers: int) -> None:
+    """List the cells of a study, done and to do, with time and disk. Nothing is run or written."""
+    from .studies import plan_study, plan_text
 
-    click.echo(run_study(study, out, workers=workers))
+    click.echo(plan_text(plan_study(study, out), workers))
+
+
+@main.command()
+@click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
+@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@click.option("--tolerance", type=float, default=0.0, help="Numbers this close count as equal.")
+@click.pass_context
+def diff(ctx: click.Context, run_a: Path, run_b: Path, tolerance: float) -> None:
+    """Compare two runs: settings, inputs, versions, hashes and tables.
+
+    The exit code is 0 where they are the same and 1 where they differ.
+    """
+    from .studies import compare_runs, diff_text
+
+    found = compare_runs(run_a, run_b, tolerance=tolerance)
+    click.echo(diff_text(found))
+    if len(found):
+        ctx.exit(DIFFERENT)
 
 
 @main.command()
@@ -63,15 +116,45 @@ def run(study: str, out: Path | None, workers: int) -> None:
     "--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Results."
 )
 @click.option("--seeds", metavar="0,1,…", help="One decoder a seed; by default the study's.")
-@click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side.")
-def demo(out: Path, seeds: str | None, workers: int) -> None:
+@_executed
+def demo(
+    out: Path, seeds: str | None, workers: int, executor: str, options: tuple[str, ...]
+) -> None:
     """Run the bundled study: V1 gratings, six mice."""
-    from .studies import bundled_study, load_study, run_study
+    from .studies import bundled_study, load_study
 
     study = load_study(bundled_study("v1_gratings")).model_dump(exclude_unset=True)
     if seeds is not None:
         study["seeds"] = _numbers(seeds)
-    click.echo(run_study(study, out, workers=workers))
+    _run(study, out, workers, executor, options)
+
+
+def _run(
+    study: Any, out: Path | None, workers: int, executor: Any, options: tuple[str, ...]
+) -> None:
+    from .studies import StudyStopped, run_study
+
+    try:
+        how: dict[str, Any] = {"executor": executor, "options": _options(options)}
+        click.echo(run_study(study, out, workers=workers, **how))
+    except StudyStopped as stopped:
+        again = shlex.join(["neuro-lens", *sys.argv[1:]])
+        raise StudyStopped(f"{stopped}; {again} goes on from there") from None
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    """Return NAME=VALUE pairs, numbers as numbers."""
+    import yaml
+
+    from .base import NeuroLensError
+
+    found = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise NeuroLensError(f"--option is {pair!r}; give NAME=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 @main.command()

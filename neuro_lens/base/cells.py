@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,18 @@ class Cell:
         result into ``folder``.
     params : dict
         JSON-able.
-    program : str
-        Hash of the source and the libraries that the command computes with; by default those that
-        are here when the cell is made.
+    program : dict of str to str
+        The source and the libraries that the command computes with, as `program` returns them; by
+        default those that are here when the cell is made.
     """
 
     command: str
     params: dict[str, Any]
-    program: str = ""
+    program: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.program:
-            object.__setattr__(self, "program", hash_json(program(self.command)))
+            self.program.update(program(self.command))
 
     @property
     def name(self) -> str:
@@ -73,10 +73,9 @@ def run_cell(cell_json: str, out: str) -> str:
         began = time.perf_counter()
         with atomic_folder(folder) as part, one_thread():
             getattr(importlib.import_module(module), function)(part, **cell.params)
-            used = _refuse_change(cell)
+            _refuse_change(cell)
             card = {
                 **asdict(cell),
-                "program": used,
                 "seconds": round(time.perf_counter() - began, 3),
                 "bytes": folder_bytes(part),
             }
@@ -96,16 +95,16 @@ def folder_bytes(folder: Path) -> int:
     return sum(stat.st_size for stat in files)
 
 
-def _refuse_change(cell: Cell) -> dict[str, str]:
-    """Return the program of a cell's command, or raise where it is not the one it was made with."""
-    here = program(cell.command)
-    if hash_json(here) != cell.program:
+def _refuse_change(cell: Cell) -> None:
+    """Raise where the program of a cell's command is not the one that it was made with."""
+    here, then = program(cell.command), cell.program
+    changed = sorted(part for part in here.keys() | then if here.get(part) != then.get(part))
+    if changed:
         raise NeuroLensError(
-            f"the program of {cell.command.rsplit(':', 1)[1]} is not the one that {cell.name} was "
-            "planned with: its source or a library changed, or differs on this machine; start "
-            "again, with the same program everywhere: what is finished and unchanged is kept"
+            f"{', '.join(changed)} changed since {cell.name} was planned, or differs on this "
+            "machine; start again, with the same program everywhere: what is finished and "
+            "unchanged is kept"
         )
-    return here
 
 
 @contextmanager

@@ -58,11 +58,15 @@ def keep_inputs(out: Path, now: Mapping[str, str]) -> None:
     NeuroLensError
         Naming the files that changed, went or came. What was computed stays as it is.
     """
-    card = out / INPUTS
-    if not card.exists():
-        write_json(card, dict(now))
-        return
-    then = read_json(card)
+    if not (out / INPUTS).exists():
+        write_json(out / INPUTS, dict(now))
+    elif said := changed_inputs(out, now):
+        raise NeuroLensError(said)
+
+
+def changed_inputs(out: Path, now: Mapping[str, str]) -> str:
+    """Return the sentence that says which inputs changed since a study began, or nothing."""
+    then = read_json(out / INPUTS)
     changed = [name for name in then if name in now and now[name] != then[name]]
     gone = [name for name in then if name not in now]
     new = [name for name in now if name not in then]
@@ -71,11 +75,12 @@ def keep_inputs(out: Path, now: Mapping[str, str]) -> None:
         for names, verb in ((changed, "changed"), (gone, "went"), (new, "came"))
         if names
     ]
-    if said:
-        raise NeuroLensError(
-            f"the inputs of the study in {out} are not those that it began with: "
-            f"{', '.join(said)}; put them back to go on, or give another --out to begin anew"
-        )
+    if not said:
+        return ""
+    return (
+        f"the inputs of the study in {out} are not those that it began with: {', '.join(said)}; "
+        "put them back to go on, or give another --out to begin anew"
+    )
 
 
 def file_sha256(path: Path) -> str:
