@@ -2,6 +2,7 @@
 
 from ..saes import untrained_decoder
 from ..tuning import feature_groups
+from .doses import DoseResponse, dose_response
 from .engine import Prefix, run_edits
 from .interventions import run_interventions
 from .study import AblationStudy, ablation_study, cross_fitted_study
@@ -9,9 +10,11 @@ from .words import verdict
 
 __all__ = [
     "AblationStudy",
+    "DoseResponse",
     "Prefix",
     "ablation_study",
     "cross_fitted_study",
+    "dose_response",
     "feature_groups",
     "run_edits",
     "run_interventions",

@@ -131,3 +131,14 @@ def rank_p(value: float, controls: np.ndarray) -> float:
     if len(controls) == 0 or not np.isfinite(value):
         return float("nan")
     return float((1 + np.sum(controls >= value)) / (1 + len(controls)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Return p values corrected for their number (Holm 1979); NaN are left out and stay."""
+    p = np.asarray(p, dtype=float)
+    given = np.flatnonzero(np.isfinite(p))
+    order = given[np.argsort(p[given], kind="stable")]
+    found = np.full(len(p), np.nan)
+    factor = np.arange(len(order), 0, -1)
+    found[order] = np.minimum(np.maximum.accumulate(p[order] * factor), 1.0)
+    return found

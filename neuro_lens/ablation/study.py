@@ -27,6 +27,7 @@ from .controls import (
 )
 from .folds import Choices, Fold
 from .scene import Scene, SplicedScene, compare
+from .specificity import specificity_table
 from .tables import (
     ablation_table,
     confusion_table,
@@ -52,6 +53,8 @@ class AblationStudy(NamedTuple):
         See `summary_table`, with ``words``.
     matching, confusions, groups : DataFrame
         See `matching_table`, `confusion_table` and `group_table`.
+    specificity : DataFrame
+        See `specificity_table`.
     """
 
     ablation: pd.DataFrame
@@ -59,6 +62,7 @@ class AblationStudy(NamedTuple):
     matching: pd.DataFrame
     confusions: pd.DataFrame
     groups: pd.DataFrame
+    specificity: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -132,11 +136,11 @@ def ablation_study(
         another decoder or hook, or labels or targets that are missing.
     """
     parts = [as_batch(b) for b in batches]
-    hook = _check_sae(hooked, sae, hook, groups, allow_other_decoder)
-    name = variable or _find_variable(parts, groups)
-    chosen = _find_task(hooked, parts, task)
+    hook = check_sae(hooked, sae, hook, groups, allow_other_decoder)
+    name = variable or find_groups_variable(parts, groups)
+    chosen = find_classification(hooked, parts, task)
     settings = Settings(hook, name, chosen, controls, seed, use_error_term, allow_fit)
-    _refuse_empty(groups)
+    check_groups(groups)
     folds = [
         _fold(hooked, sae, own, groups, settings, "given", recording_id)
         for recording_id, own in split_recordings(parts, chosen).items()
@@ -203,8 +207,8 @@ def cross_fitted_study(
         As `ablation_study`, and when the halves share trials or a recording is in one alone.
     """
     halves = {"select": [as_batch(b) for b in select], "report": [as_batch(b) for b in report]}
-    hook = _check_sae(hooked, sae, hook, {}, allow_other_decoder)
-    chosen = _find_task(hooked, halves["select"], task)
+    hook = check_sae(hooked, sae, hook, {}, allow_other_decoder)
+    chosen = find_classification(hooked, halves["select"], task)
     settings = Settings(hook, variable, chosen, controls, seed, use_error_term)
     by_recording = _pair_recordings(halves, chosen)
     sources = Sources(hooked, sae, settings.hook, variable, n_features, seed)
@@ -231,6 +235,7 @@ def cross_fitted_study(
         matching,
         confusion_table(folds, chosen.dim),
         group_table(folds),
+        specificity_table(folds, seed),
     )
 
 
@@ -309,7 +314,7 @@ def _choices(alternative: Alternative, spliced: SplicedScene) -> Choices:
     return Choices(extra, alternative.n_blocks)
 
 
-def _check_sae(
+def check_sae(
     hooked: Any,
     sae: Any,
     hook: str | None,
@@ -323,7 +328,8 @@ def _check_sae(
     return hook or sae.cfg.metadata.hook_name
 
 
-def _refuse_empty(groups: Mapping[Any, Sequence[int]]) -> None:
+def check_groups(groups: Mapping[Any, Sequence[int]]) -> None:
+    """Raise for groups without a feature."""
     if not groups:
         raise NeuroLensError("groups is empty; give the features of at least one value")
     for value, features in groups.items():
@@ -331,7 +337,7 @@ def _refuse_empty(groups: Mapping[Any, Sequence[int]]) -> None:
             raise NeuroLensError(f"the group of {value!r} has no feature; leave it out")
 
 
-def _find_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]) -> str:
+def find_groups_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]) -> str:
     """Return the label whose values the groups name."""
     labels = pd.concat([b.labels for b in batches], ignore_index=True)
     known = {c: set(labels[c].dropna().unique()) for c in labels.columns if c not in NOT_VARIABLES}
@@ -350,7 +356,7 @@ def _find_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]
     )
 
 
-def _find_task(hooked: Any, batches: Sequence[Batch], task: str | None) -> Task:
+def find_classification(hooked: Any, batches: Sequence[Batch], task: str | None) -> Task:
     """Return the task of that name, or the one classification that the batches have targets of."""
     if task is not None:
         return check_task(hooked, task)

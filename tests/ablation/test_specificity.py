@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from neuro_lens.ablation.controls import RANDOM_SETS
+from neuro_lens.ablation.intervals import holm
+from neuro_lens.ablation.specificity import regimes, specificity_table
+
+from .toy import CLASSES, one_fold
+
+
+@pytest.fixture
+def fold(hooked, dimensions, carriers):
+    from neuro_lens.ablation.controls import matched_controls
+    from neuro_lens.ablation.scene import Scene
+
+    from .toy import HOOK, TASKS, make_batch
+
+    found = one_fold(hooked, dimensions, carriers)
+    scene = Scene(hooked, HOOK, [make_batch("report", n_blocks=8)], TASKS["grating"], "direction")
+    effects, matched = matched_controls(
+        scene.splice(dimensions), carriers, 199, np.random.default_rng(0)
+    )
+    found.effects[RANDOM_SETS], found.matched[RANDOM_SETS] = effects, matched
+    return found
+
+
+def test_each_value_beside_its_matched_sets(fold):
+    table = specificity_table([fold])
+    assert table["value"].tolist() == list(CLASSES)
+    on, off = fold.effects["sae"].on_off()
+    assert table["specificity"].to_numpy() == pytest.approx((on - off)[0])
+    assert (table["low"] > 0).all()
+    assert ((table["low"] < table["specificity"]) & (table["specificity"] < table["high"])).all()
+    theirs = np.subtract(*fold.effects[RANDOM_SETS].on_off())
+    for v, row in enumerate(table.itertuples()):
+        reached = (theirs[:, v] >= row.specificity).sum()
+        assert row.p_specificity == (1 + reached) / 200
+    assert table["p_specificity_corrected"].to_numpy() == pytest.approx(
+        holm(table["p_specificity"].to_numpy())
+    )
+    assert table["regime"].tolist() == ["selective"] * 4
+
+
+def test_folds_are_averaged(fold):
+    one, two = specificity_table([fold]), specificity_table([fold, fold])
+    assert two["specificity"].to_numpy() == pytest.approx(one["specificity"].to_numpy())
+    assert two["p_specificity"].tolist() == one["p_specificity"].tolist()
+
+
+def test_sets_that_do_not_match_are_no_control(fold):
+    fold.matched[RANDOM_SETS][90.0].error[:] = 0.4
+    row = specificity_table([fold]).set_index("value").loc[90.0]
+    assert row["regime"] == "no matched control"
+    assert np.isnan(row["p_specificity"])
+    assert row["off_by"] == 0.4
+
+
+def test_regimes():
+    on, specific = np.array([0.01, 0.01, 0.4, 0.4]), np.array([0.01, 0.3, 0.3, np.nan])
+    found = regimes(on, specific)
+    assert found == ["selective", "entangled", "not encoded", "no matched control"]
+
+
+def test_holm_against_its_definition():
+    p = np.array([0.01, 0.04, np.nan, 0.03, 0.5])
+    assert holm(p) == pytest.approx([0.04, 0.09, np.nan, 0.09, 0.5], nan_ok=True)
+    rng = np.random.default_rng(0)
+    p = rng.random(6) ** 3
+    closed = [
+        max(
+            min(1, len(s) * min(p[list(s)]))
+            for s in (tuple(k for k in range(6) if m >> k & 1) for m in range(1, 64))
+            if i in s
+        )
+        for i in range(6)
+    ]
+    assert holm(p) == pytest.approx(closed)
+    assert stats.rankdata(holm(p)).argmin() == p.argmin()
