@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
+from .permute import shift_floor, shifts
+from .sequence import places
 from .variables import Variable, value_codes
 
 
@@ -29,6 +31,8 @@ class Design:
     recording : array of int, shape (n_trials,)
     time : array of float, shape (n_trials,)
         Start of the trial in seconds, or its number where starts are not known.
+    slow : bool
+        Whether recordings are shifted circularly instead, see `in_time`.
     """
 
     rows: np.ndarray
@@ -37,6 +41,7 @@ class Design:
     block: np.ndarray
     recording: np.ndarray
     time: np.ndarray
+    slow: bool = False
 
     @property
     def n_values(self) -> int:
@@ -65,6 +70,8 @@ class Design:
 
     def shuffles(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Return ``n`` rearrangements of the trials within their blocks, ``(n, n_trials)``."""
+        if self.slow:
+            return shifts(self.recording, n, rng)
         return np.argsort(rng.random((n, len(self.block))) + self.block, axis=1)
 
     def relabelled(self, seed: int) -> np.ndarray:
@@ -88,53 +95,39 @@ class Design:
         One over the number of partitions of the trials: the arrangements of each block's labels,
         arrangements counted once that only swap values with the same counts in every block.
         """
+        if self.slow:
+            return shift_floor(self.recording)
         count = self.count()
         arrangements = (gammaln(count.sum(1) + 1) - gammaln(count + 1).sum(1)).sum()
         _, alike = np.unique(count, axis=1, return_counts=True)
         return float(min(1.0, np.exp(gammaln(alike + 1).sum() - arrangements)))
 
+    def in_time(self) -> Design:
+        """Return the design of a slow variable: in the order of time, recordings as blocks."""
+        at = np.lexsort((self.time, self.recording))
+        whole = np.unique(self.recording[at], return_inverse=True)[1].reshape(-1)
+        return replace(self.taken(at), block=whole, slow=True)
+
+    def taken(self, at: np.ndarray) -> Design:
+        """Return the design of some of the trials, in the order given."""
+        return replace(
+            self,
+            rows=self.rows[at],
+            value=self.value[at],
+            block=self.block[at],
+            recording=self.recording[at],
+            time=self.time[at],
+        )
+
     def fixed_recordings(self) -> Iterator[np.ndarray]:
         """Yield the trials (indices) of each recording that ran the values in a fixed order.
 
-        See `places`.
+        See `sequence.places`.
         """
         for recording in np.unique(self.recording):
             at = np.flatnonzero(self.recording == recording)
             if places(self.value[at], self.block[at]) is not None:
                 yield at
-
-
-def places(value: np.ndarray, block: np.ndarray) -> np.ndarray | None:
-    """Return each trial's place in the sequence of values that all blocks run through.
-
-    The order is fixed where every block shows the same sequence of two or more values, some
-    blocks with trials left out of it, but at least half of them (and two) in full.
-
-    Parameters
-    ----------
-    value, block : array of int, shape (n_trials,)
-        Of a recording, in the order of blocks and time.
-
-    Returns
-    -------
-    array of int, shape (n_trials,), or None
-        None where the order is not fixed.
-    """
-    sequences = np.split(value, np.flatnonzero(np.diff(block)) + 1)
-    whole = max(sequences, key=len)
-    n_whole = sum(len(sequence) == len(whole) for sequence in sequences)
-    if n_whole < max(2, len(sequences) / 2) or len(set(whole)) < 2:
-        return None
-    found = []
-    for sequence in sequences:
-        at = -1
-        for shown in sequence:
-            later = np.flatnonzero(whole[at + 1 :] == shown)
-            if not len(later):
-                return None
-            at += 1 + int(later[0])
-            found.append(at)
-    return np.array(found)
 
 
 def make_design(trials: pd.DataFrame, variable: Variable) -> Design:

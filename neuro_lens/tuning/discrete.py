@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,13 @@ from scipy.sparse import issparse
 
 from . import effects, kinds, sums
 from .design import Design, make_design
-from .families import Family
+from .families import N_FOR_INFORMATION, N_SHUFFLES, SLOW, Family, in_parts
 from .order import exchangeable
 from .permute import Statistic, sequential_p
-from .ranked import shift_floor, shifts, spearman, spearman_interval
+from .ranked import spearman, spearman_interval
+from .sequence import persistence
 from .trials import DENSE_UP_TO, TrialCodes
 from .variables import Variable
-
-N_SHUFFLES = 200
-N_FOR_INFORMATION = 50
-FEATURES_AT_ONCE = 512
-MEANWHILE = (
-    "slow: blocks are no units of it, whole recordings are shifted; the effect is not corrected "
-    "for the likeness of neighbouring trials and is above 0 without tuning, so go by p"
-)
-UNSHIFTED = ("effect_low", "effect_high", "size", "selectivity", "d_prime")
 
 
 def discrete_family(
@@ -45,30 +36,26 @@ def discrete_family(
         ``alpha``, ``n_permutations``, ``correction`` and ``seed`` of `tune`.
     """
     design = make_design(data.trials, variable)
-    if variable.slow:
-        design = _in_time(design)
+    design = design.in_time() if variable.slow else design
     x_nf = data.codes[design.rows].astype(float)
-    if variable.slow and issparse(x_nf):
+    if design.slow and issparse(x_nf):
         x_nf = x_nf.toarray()
-    floor = shift_floor(design.recording) if variable.slow else design.floor()
     varies = sums.varies(x_nf, design)
-    family = Family(recording_id, data, variable, "", design.rows, varies, floor, **options)
+    family = Family(
+        recording_id, data, variable, "", design.rows, varies, design.floor(), **options
+    )
     chosen, rng = x_nf[:, family.tested], family.rng
     ready, limit = exchangeable(chosen, design)
+    limit = SLOW if design.slow else limit or _stays(data, variable, design)
     apart = rng.spawn(1)[0]
-    if variable.slow:
-        ready, limit = effects.centre_blocks(chosen, design.block), MEANWHILE
-    if family.correction == "maxT" or variable.slow:
-        results = _permuted(family, ready, design, variable)
+    if design.slow or family.correction == "maxT":
+        results = _permuted(family, ready, design)
     else:
         p, n_drawn = permutation_p(ready, design, family.n_draws, rng)
         results = {"p": p, "n_permutations": n_drawn}
     results |= _effect_columns(chosen, design, variable, rng)
     if not issparse(chosen) or np.prod(chosen.shape) <= DENSE_UP_TO:
-        results |= _kind_columns(chosen, design, variable, results["preferred"], apart)
-    if variable.slow:
-        unknown = np.full(len(family.tested), np.nan)
-        results |= dict.fromkeys(UNSHIFTED, unknown)
+        results |= in_parts(chosen, lambda part: _kind_columns(part, design, variable, apart))
     return family.filled(results, "omega squared", limit)
 
 
@@ -107,17 +94,13 @@ def between_statistic(x_nf: np.ndarray, design: Design) -> Statistic:
     return statistic
 
 
-def _permuted(
-    family: Family, x_nf: Any, design: Design, variable: Variable
-) -> dict[str, np.ndarray]:
-    """Return p, by shifts where the variable is slow, of the share of variance between values."""
+def _permuted(family: Family, x_nf: Any, design: Design) -> dict[str, np.ndarray]:
+    """Return p of the share of variance between values."""
     if issparse(x_nf):
         x_nf = effects.centre_blocks(x_nf.toarray(), design.block)
     x_nf = x_nf / np.sqrt((x_nf**2).sum(0))
 
     def draw(n: int) -> np.ndarray:
-        if variable.slow:
-            return shifts(design.recording, n, family.rng)
         return design.shuffles(n, family.rng)
 
     observed = effects.between_sum(x_nf, design)
@@ -130,76 +113,70 @@ def _effect_columns(
     """Return effect with interval, preferred value, size and selectivity of tested features."""
     if issparse(x_nf):
         return sums.effect_columns(x_nf, design, variable, rng)
-    low, high = np.full((2, x_nf.shape[1]), np.nan)
-    excess = np.full(x_nf.shape[1], np.nan)
-    order = design.shuffles(N_SHUFFLES, rng)
-    values = np.asarray(design.values)
-    for start in range(0, x_nf.shape[1], FEATURES_AT_ONCE):
-        part = slice(start, start + FEATURES_AT_ONCE)
-        low[part], high[part] = effects.omega_interval(x_nf[:, part], design, rng)
+    values, order = np.asarray(design.values), design.shuffles(N_SHUFFLES, rng)
+
+    def columns(part: np.ndarray) -> dict[str, np.ndarray]:
+        effect = effects.omega_squared(part, design)
+        low, high = np.full((2, part.shape[1]), np.nan)
+        if design.slow:
+            effect = effects.less_chance(effect, effects.omega_squared(part, design, order))
+        else:
+            low, high = effects.omega_interval(part, design, rng)
+        preferred, size = effects.preferred_size(part, design)
+        excess = np.full(part.shape[1], np.nan)
         if variable.kind == "circular" and variable.period:
-            mean = effects.mean_response(x_nf[:, part], design)
-            null = effects.mean_response(x_nf[:, part], design, order)
-            own = effects.selectivity(mean, values, variable.period)
-            excess[part] = own - effects.selectivity(null, values, variable.period).mean(0)
-    preferred, size = effects.preferred_size(x_nf, design)
-    return {
-        "effect": effects.omega_squared(x_nf, design),
-        "effect_low": low,
-        "effect_high": high,
-        "preferred": values[preferred],
-        "size": size,
-        "selectivity": excess,
-    }
+            level = effects.levelled(part, design)
+            own, null = (
+                effects.selectivity(
+                    effects.mean_response(level, design, at), values, variable.period
+                )
+                for at in (None, order)
+            )
+            excess = own - null.mean(0)
+        return {
+            "effect": effect,
+            "effect_low": low,
+            "effect_high": high,
+            "preferred": values[preferred],
+            "size": size,
+            "selectivity": excess,
+        }
+
+    return in_parts(x_nf, columns)
 
 
 def _kind_columns(
-    x_nf: Any, design: Design, variable: Variable, preferred: np.ndarray, rng: np.random.Generator
+    x_nf: np.ndarray, design: Design, variable: Variable, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Return what is asked of every kind of variable, and of this one."""
-    slow, recording = variable.slow, design.recording
-    order = (
-        shifts(recording, N_FOR_INFORMATION, rng)
-        if slow
-        else design.shuffles(N_FOR_INFORMATION, rng)
-    )
-    values = np.asarray(design.values)
-    at = np.searchsorted(values, preferred)
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, x_nf.shape[1], FEATURES_AT_ONCE):
-        part = x_nf[:, start : start + FEATURES_AT_ONCE]
-        part = part.toarray() if issparse(part) else part
-        best = at[start : start + FEATURES_AT_ONCE]
-        columns = {
-            "d_prime": kinds.d_prime(part, design),
-            "response_probability": kinds.response_probability(part, design, best),
-            "mutual_information": kinds.mutual_information(part, design.value, recording, order),
-        }
-        if variable.kind in ("circular", "ordinal"):
-            mean = effects.mean_response(part, design)
-            columns["width"] = kinds.width(mean, values, variable.period)
-        if variable.kind == "binary":
-            columns["auroc"] = kinds.auroc(part, design.value, recording)
-        if variable.kind == "ordinal":
-            signal, block = values[design.value].astype(float), design.block
-            columns["rank_correlation"] = spearman(part, signal, recording)
-            columns["rank_low"], columns["rank_high"] = spearman_interval(
-                part, signal, recording, block, rng
-            )
-        for name, column in columns.items():
-            found.setdefault(name, []).append(column)
-    return {name: np.concatenate(columns) for name, columns in found.items()}
+    order = design.shuffles(N_FOR_INFORMATION, rng)
+    columns = {
+        "d_prime": kinds.d_prime(x_nf, design),
+        "response_probability": kinds.response_probability(x_nf, design),
+        "mutual_information": kinds.mutual_information(x_nf, design.value, design.recording, order),
+    }
+    if variable.kind in ("circular", "ordinal"):
+        columns["width"] = kinds.half_width(x_nf, design, variable.period)
+    if variable.kind == "binary":
+        columns["auroc"] = kinds.auroc(x_nf, design.value, design.recording)
+    if variable.kind == "ordinal":
+        signal = np.asarray(design.values)[design.value].astype(float)
+        columns["rank_correlation"] = spearman(x_nf, signal, design.recording)
+        columns["rank_low"], columns["rank_high"] = spearman_interval(
+            x_nf, signal, design.recording, design.block, rng
+        )
+    return columns
 
 
-def _in_time(design: Design) -> Design:
-    """Return the design with its trials in the order of time, whole recordings as blocks."""
-    at = np.lexsort((design.time, design.recording))
-    whole = np.unique(design.recording[at], return_inverse=True)[1].reshape(-1)
-    return replace(
-        design,
-        rows=design.rows[at],
-        value=design.value[at],
-        block=whole,
-        recording=design.recording[at],
-        time=design.time[at],
+def _stays(data: TrialCodes, variable: Variable, design: Design) -> str:
+    """Return what shuffling leaves open where neighbouring trials share values."""
+    code = np.full(len(data), -1)
+    code[design.rows] = design.value
+    found = persistence(data.trials, code, variable.kind == "ordinal")
+    if not found:
+        return ""
+    return (
+        f"neighbouring trials share values more often than in a random order (by {found:.2f} of "
+        "what could be), which makes p too small for features that are slow as well; say "
+        "slow=True in the Variable to shift recordings instead"
     )

@@ -18,13 +18,25 @@ def centre_blocks(x_nf: np.ndarray, block: np.ndarray) -> np.ndarray:
     return x_nf - (total / n_in_block[:, None])[block]
 
 
-def between_sum(x_nf: np.ndarray, design: Design) -> np.ndarray:
-    """Return the sum of squares between values of block-centred features, shape (n_features,)."""
-    group = design.one_hot()
-    return ((group @ x_nf) ** 2 / group.sum(1)[:, None]).sum(0)
+def levelled(x_nf: np.ndarray, design: Design) -> np.ndarray:
+    """Return features of which every recording has the same mean, that over all trials.
+
+    Else a recording with more trials of a value would lend the value its own level.
+    """
+    recording = np.unique(design.recording, return_inverse=True)[1]
+    return centre_blocks(x_nf, recording) + x_nf.mean(0) if recording.any() else x_nf
 
 
-def omega_squared(x_nf: np.ndarray, design: Design) -> np.ndarray:
+def between_sum(x_nf: np.ndarray, design: Design, order: np.ndarray | None = None) -> np.ndarray:
+    """Return the sum of squares between values of block-centred features, shape (n_features,).
+
+    With ``order`` (n_draws, n_trials), of the rearranged labels, ``(n_draws, n_features)``.
+    """
+    group = design.one_hot(order)
+    return ((group @ x_nf) ** 2 / group.sum(-1)[..., None]).sum(-2)
+
+
+def omega_squared(x_nf: np.ndarray, design: Design, order: np.ndarray | None = None) -> np.ndarray:
     """Return ω² of each feature: the share of its variance within blocks that the value explains.
 
     ``(SS_between - (k - 1) MS_within) / (SS_total + MS_within)`` after block means are removed,
@@ -37,14 +49,30 @@ def omega_squared(x_nf: np.ndarray, design: Design) -> np.ndarray:
     x_nf : array, shape (n_trials, n_features)
         In the order of the design.
     design : Design
+    order : array of int, shape (n_draws, n_trials), optional
+        Rearrangements of the labels.
 
     Returns
     -------
-    array, shape (n_features,)
+    array, shape (n_features,) or (n_draws, n_features)
         NaN where a feature does not vary or no degree of freedom is left.
     """
     x_nf = centre_blocks(x_nf, design.block)
-    return _omega(between_sum(x_nf, design), (x_nf**2).sum(0), design)
+    return _omega(between_sum(x_nf, design, order), (x_nf**2).sum(0), design)
+
+
+def less_chance(effect: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Return a share of variance less its mean under a null, as a share of what that leaves.
+
+    As the adjusted R² is of R²: 0 on average where there is no tuning, 1 where all is explained.
+
+    Parameters
+    ----------
+    effect : array, shape (n_features,)
+    null : array, shape (n_draws, n_features)
+    """
+    chance = null.mean(0)
+    return (effect - chance) / (1 - chance)
 
 
 def omega_interval(
@@ -135,7 +163,8 @@ def preferred_size(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, np.nda
     The preferred value has the largest mean response. For the size it is taken from one half of
     the blocks (of the trials, where there is one block), and the size, the response there minus
     the mean response to the other values, from the other half; both ways, averaged, in standard
-    deviations within value and half (which do not depend on the means).
+    deviations within value and half (which do not depend on the means). Recordings are levelled
+    first.
 
     Returns
     -------
@@ -143,29 +172,43 @@ def preferred_size(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, np.nda
     size : array, shape (n_features,)
         NaN where a half lacks a value, or has no value twice.
     """
-    half = _halves(design)
+    x_nf = levelled(x_nf, design)
     preferred = mean_response(x_nf, design).argmax(0)
-    count = np.stack([design.one_hot()[:, half == side].sum(1) for side in (0, 1)])
-    free = len(half) - count.size
+    means, count = half_means(x_nf, design)
+    free = count.sum() - count.size
     if not count.all() or free < 1:
         return preferred, np.full(x_nf.shape[1], np.nan)
-    means, spread = [], np.zeros(x_nf.shape[1])
-    for side in (0, 1):
-        group = design.one_hot()[:, half == side]
-        means.append(group @ x_nf[half == side] / count[side][:, None])
-        spread += ((x_nf[half == side] - means[side][design.value[half == side]]) ** 2).sum(0)
-    feature = np.arange(x_nf.shape[1])
-    sizes = []
+    spread = ((x_nf - means[halves(design), design.value]) ** 2).sum(0)
+    return preferred, half_size(means, np.sqrt(spread / free))
+
+
+def half_size(means: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Return the size of `preferred_size` from the means of both halves (2, k, n_features)."""
+    feature, sizes = np.arange(means.shape[2]), []
     for chosen, measured in (means, means[::-1]):
         at = measured[chosen.argmax(0), feature]
         sizes.append(at - (measured.sum(0) - at) / (len(measured) - 1))
-    spread = np.sqrt(spread / free)
-    size = np.divide(np.mean(sizes, 0), spread, out=np.full_like(spread, np.nan), where=spread > 0)
-    return preferred, size
+    return np.divide(np.mean(sizes, 0), spread, out=np.full_like(spread, np.nan), where=spread > 0)
 
 
-def _halves(design: Design) -> np.ndarray:
-    """Return each trial's half: alternate blocks, or alternate showings of a value in one block."""
+def half_means(x_nf: np.ndarray, design: Design) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means at each value in both halves, (2, k, n_features), and trials, (2, k)."""
+    half = halves(design)
+    group = np.stack([design.one_hot() * (half == side) for side in (0, 1)])
+    count = group.sum(2)
+    return (group @ x_nf) / np.maximum(count, 1)[..., None], count
+
+
+def halves(design: Design) -> np.ndarray:
+    """Return each trial's half: alternate blocks, or alternate showings of a value in one block.
+
+    Of a slow variable, the first and the second half of each recording.
+    """
+    if design.slow:
+        recording = np.unique(design.recording, return_inverse=True)[1]
+        n = np.bincount(recording)
+        place = np.arange(len(recording)) - (np.cumsum(n) - n)[recording]
+        return (2 * place >= n[recording]).astype(int)
     if design.n_blocks > len(np.unique(design.recording)):
         return design.block % 2
     shown = pd.DataFrame({"recording": design.recording, "value": design.value})

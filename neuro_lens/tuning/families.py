@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, check_choice
@@ -18,6 +19,13 @@ from .trials import TrialCodes
 from .variables import Variable
 
 MIN_FIRING = 8
+N_SHUFFLES = 200
+N_FOR_INFORMATION = 50
+SLOW = (
+    "slow: values stay over neighbouring trials, so whole recordings are shifted, the effect is "
+    "less its mean over shifts, and there is no interval"
+)
+FEATURES_AT_ONCE = 512
 TESTED = "tested"
 TOO_SPARSE = "too sparse to tune"
 COLUMNS = [
@@ -157,6 +165,17 @@ class Family:
 def family_rng(seed: int, recording_id: str, name: str) -> np.random.Generator:
     """Return the random numbers of a family, the same whatever else is tested beside it."""
     return np.random.default_rng([seed, zlib.crc32(f"{recording_id}/{name}".encode())])
+
+
+def in_parts(
+    x_nf: Any, columns: Callable[[np.ndarray], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the columns of all features, a few at a time, made dense."""
+    found: list[dict[str, np.ndarray]] = []
+    for start in range(0, x_nf.shape[1], FEATURES_AT_ONCE):
+        part = x_nf[:, start : start + FEATURES_AT_ONCE]
+        found.append(columns(part.toarray() if issparse(part) else part))
+    return {name: np.concatenate([part[name] for part in found]) for name in (found or [{}])[0]}
 
 
 def testable(variable: Variable, trials: pd.DataFrame) -> Variable:

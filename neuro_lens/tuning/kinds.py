@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from .design import Design
-from .effects import _halves, centre_blocks, mean_response
+from .effects import half_means, halves, levelled
 
 N_BINS = 4
 VALUES_AT_ONCE = 2**24
@@ -59,17 +59,15 @@ def d_prime(x_nf: np.ndarray, design: Design) -> np.ndarray:
 
     ``(μ_preferred - μ_rest) / sqrt((σ²_preferred + σ²_rest) / 2)`` (Simpson and Fitter 1973).
     The preferred value is taken from one half of the blocks and d′ from the other, both ways,
-    averaged, so that it is 0 on average where there is no tuning. Each recording's mean is taken
-    out first.
+    averaged, so that it is 0 on average where there is no tuning. Recordings are levelled first.
 
     Returns
     -------
     array, shape (n_features,)
         NaN where a half has fewer than two trials of a value, or nothing varies in it.
     """
-    half, feature = _halves(design), np.arange(x_nf.shape[1])
-    recording = np.unique(design.recording, return_inverse=True)[1]
-    x_nf = centre_blocks(x_nf, recording) if recording.any() else x_nf
+    half, feature = halves(design), np.arange(x_nf.shape[1])
+    x_nf = levelled(x_nf, design)
     group = [design.one_hot()[:, half == side] for side in (0, 1)]
     count = [g.sum(1) for g in group]
     if min(c.min() for c in count) < 2:
@@ -92,17 +90,51 @@ def d_prime(x_nf: np.ndarray, design: Design) -> np.ndarray:
     return np.mean(found, 0)
 
 
-def response_probability(x_nf: np.ndarray, design: Design, preferred: np.ndarray) -> np.ndarray:
-    """Return the share of the trials of its preferred value in which each feature fires."""
-    fires = mean_response((x_nf != 0).astype(float), design)
-    return fires[preferred, np.arange(x_nf.shape[1])]
+def response_probability(x_nf: np.ndarray, design: Design) -> np.ndarray:
+    """Return how often each feature fires at its preferred value, on other trials than chose it.
+
+    The preferred value is taken from one half of the trials and the share in which the feature
+    fires from the other, as for `d_prime`; both ways, averaged.
+
+    Returns
+    -------
+    array, shape (n_features,)
+        NaN where a half lacks a value.
+    """
+    means, count = half_means(levelled(x_nf, design), design)
+    if not count.all():
+        return np.full(x_nf.shape[1], np.nan)
+    fires, _ = half_means((x_nf != 0).astype(float), design)
+    feature = np.arange(x_nf.shape[1])
+    return (fires[1, means[0].argmax(0), feature] + fires[0, means[1].argmax(0), feature]) / 2
 
 
-def width(mean_vf: np.ndarray, values: np.ndarray, period: float | None) -> np.ndarray:
+def half_width(x_nf: np.ndarray, design: Design, period: float | None) -> np.ndarray:
+    """Return the `width` of curves of one half around the peak of the other, averaged.
+
+    On the trials that chose the peak, noise alone looks sharply tuned (27 degrees of 8 directions;
+    here 45). Weak tuning comes out somewhat broad, since peaks are missed.
+
+    Returns
+    -------
+    array, shape (n_features,)
+        Of one way where the other has none, NaN where both have none or a half lacks a value.
+    """
+    means, count = half_means(levelled(x_nf, design), design)
+    if not count.all():
+        return np.full(x_nf.shape[1], np.nan)
+    values = np.asarray(design.values)
+    sides = [width(b, values, period, a.argmax(0)) for a, b in (means, means[::-1])]
+    return _mean_known(np.stack(sides))
+
+
+def width(
+    mean_vf: np.ndarray, values: np.ndarray, period: float | None, peak: np.ndarray | None = None
+) -> np.ndarray:
     """Return the half width at half height of each feature's tuning curve.
 
     From the preferred value, the distance at which the straight line between neighbouring means
-    falls to half of the largest mean response, averaged over the sides on which it does (the
+    falls to half of the response there, averaged over the sides on which it does (the
     measure of Schiller, Finlay and Volman 1976, there for orientation). A curve over a circle
     goes once round it.
 
@@ -113,6 +145,8 @@ def width(mean_vf: np.ndarray, values: np.ndarray, period: float | None) -> np.n
         In order.
     period : float or None
         Of a circular variable, in the units of its values.
+    peak : array of int, shape (n_features,), optional
+        Index of the preferred value; by default that of the largest mean.
 
     Returns
     -------
@@ -120,7 +154,7 @@ def width(mean_vf: np.ndarray, values: np.ndarray, period: float | None) -> np.n
         In the units of the values; NaN where the curve falls to half on no side.
     """
     values = np.asarray(values, dtype=float)
-    k, peak = len(values), mean_vf.argmax(0)
+    k, peak = len(values), mean_vf.argmax(0) if peak is None else peak
     sides = []
     for way in (1, -1):
         place = peak + way * np.arange(k)[:, None]
@@ -128,10 +162,7 @@ def width(mean_vf: np.ndarray, values: np.ndarray, period: float | None) -> np.n
         curve = np.where(inside, np.take_along_axis(mean_vf, place % k, 0), np.nan)
         distance = way * (values[place % k] - values[peak])
         sides.append(_half_way(curve, distance if period is None else distance % period))
-    side = np.stack(sides)
-    n_sides = np.isfinite(side).sum(0)
-    total = np.nansum(side, axis=0)
-    return np.divide(total, n_sides, out=np.full(total.shape, np.nan), where=n_sides > 0)
+    return _mean_known(np.stack(sides))
 
 
 def mutual_information(
@@ -176,6 +207,13 @@ def mutual_information(
 def binned(x_nf: np.ndarray, recording: np.ndarray) -> np.ndarray:
     """Return each trial's bin, 0 to 3, of as many trials of its recording as ties allow."""
     return np.minimum((ranks_within(x_nf, recording) * N_BINS - 1e-9).astype(int), N_BINS - 1)
+
+
+def _mean_known(side: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis of what is known, NaN where nothing is."""
+    n = np.isfinite(side).sum(0)
+    total = np.nansum(side, axis=0)
+    return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
 
 
 def _variance(total: np.ndarray, squares: np.ndarray, n: np.ndarray) -> np.ndarray:

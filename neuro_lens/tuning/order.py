@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from .design import Design, places
+from .design import Design
 from .effects import centre_blocks
+from .sequence import places
 
 CORRELATIONS = np.linspace(0.0, 0.9, 10)
 N_SIMULATED = 400

@@ -13,9 +13,9 @@ from neuro_lens.base import NeuroLensError
 
 from . import effects, kinds
 from .design import Design, make_design
-from .families import Family
+from .families import N_SHUFFLES, SLOW, Family
 from .permute import Statistic
-from .ranked import rank_rows, ranks_within, shift_floor, shifts
+from .ranked import rank_rows, ranks_within
 from .trials import TrialCodes
 from .variables import Variable, value_codes
 
@@ -94,31 +94,31 @@ def partial_family(
     x_nf = reduced.residual(x_nf, group)
     total = (x_nf**2).sum(0)
     varies = total > SMALL * np.maximum((codes**2).sum(0), 1e-300)
-    floor = (
-        shift_floor(design.recording) if shifted else replace(design, block=reduced.strata).floor()
+    exchanged = design if shifted else replace(design, block=reduced.strata)
+    family = Family(
+        recording_id, data, variable, names, design.rows, varies, exchanged.floor(), **options
     )
-    family = Family(recording_id, data, variable, names, design.rows, varies, floor, **options)
     x_nf, total, rng = x_nf[:, family.tested], total[family.tested], family.rng
     explained = (reduced.basis_nr.T @ x_nf) ** 2
     n_columns = reduced.basis_nr.shape[1] + reduced.basis_nz.shape[1]
+    statistic, share = reduced.statistic(x_nf), explained.sum(0) / total
 
     def draw(n: int) -> np.ndarray:
-        if shifted:
-            return shifts(design.recording, n, rng)
-        return replace(design, block=reduced.strata).shuffles(n, rng)
+        return exchanged.shuffles(n, rng)
 
-    results: dict[str, Any] = family.permuted(
-        reduced.statistic(x_nf), explained.sum(0) / total, draw, n_columns
-    )
+    results: dict[str, Any] = family.permuted(statistic, share, draw, n_columns)
     if variable.kind == "continuous":
         results["effect"] = (reduced.basis_nr.T @ x_nf)[0] / np.sqrt(total)
         results["rank_correlation"] = results["effect"]
         return family.filled(results, "partial rank correlation", reduced.limit)
-    results["effect"] = _omega(explained.sum(0), total, reduced)
+    results["effect"] = _omega(share, reduced)
+    if shifted:
+        null = statistic(draw(N_SHUFFLES), np.arange(len(total)))
+        results["effect"] = effects.less_chance(results["effect"], _omega(null, reduced))
     preferred, results["size"] = effects.preferred_size(x_nf, design)
     results["preferred"] = np.asarray(design.values)[preferred]
     results["d_prime"] = kinds.d_prime(x_nf, design)
-    limit = reduced.limit if shifted else _limit(x_nf, reduced, names)
+    limit = SLOW if shifted else _limit(x_nf, reduced, names)
     return family.filled(results, "partial omega squared", limit)
 
 
@@ -194,7 +194,7 @@ def _shuffled(
             "blocks hold too few trials of one value of what is held fixed; labels are shuffled "
             "within recordings"
         )
-    design, strata = _taken(design, at), strata[at]
+    design, strata = design.taken(at), strata[at]
     signals = _curves(data.trials.iloc[design.rows], design.recording, given)
     basis_nz = _orthonormal(effects.centre_blocks(signals, strata))
     reduced = _reduced(design, strata, strata, basis_nz, design.one_hot().T, variable, given, limit)
@@ -211,7 +211,7 @@ def _shifted(
     block = trials["block"].fillna(-1).to_numpy() if "block" in trials else np.zeros(len(rows))
     block = _index(np.c_[ranked.recording, block])
     time = np.arange(len(rows), dtype=float)
-    design = Design(rows, value, values, block, ranked.recording, time)
+    design = Design(rows, value, values, block, ranked.recording, time, slow=True)
     signals = _curves(trials, ranked.recording, given)
     indicator = (ranked.group[:, None] == np.unique(ranked.group)).astype(float)
     indicator = effects.centre_blocks(indicator, ranked.recording)
@@ -268,12 +268,15 @@ def _curves(trials: pd.DataFrame, recording: np.ndarray, given: Sequence[Variabl
     return np.hstack(columns)
 
 
-def _omega(explained: np.ndarray, total: np.ndarray, reduced: _Reduced) -> np.ndarray:
-    """Return ω² of what the reduced model leaves; with nothing but blocks, that of `effects`."""
+def _omega(share: np.ndarray, reduced: _Reduced) -> np.ndarray:
+    """Return ω² from the share explained of what the reduced model leaves.
+
+    With nothing but blocks, that of `effects`.
+    """
     n_added = reduced.basis_nr.shape[1]
     free = len(reduced.strata) - reduced.n_fixed - n_added
-    within = np.maximum(total - explained, 0) / free
-    return (explained - n_added * within) / (total + within)
+    within = np.maximum(1 - share, 0) / free
+    return (share - n_added * within) / (1 + within)
 
 
 def _limit(x_nf: np.ndarray, reduced: _Reduced, names: str) -> str:
@@ -307,14 +310,3 @@ def _orthonormal(x_nc: np.ndarray, size: float | None = None) -> np.ndarray:
 
 def _index(rows: np.ndarray) -> np.ndarray:
     return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _taken(design: Design, at: np.ndarray) -> Design:
-    return replace(
-        design,
-        rows=design.rows[at],
-        value=design.value[at],
-        block=design.block[at],
-        recording=design.recording[at],
-        time=design.time[at],
-    )

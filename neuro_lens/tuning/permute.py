@@ -70,3 +70,22 @@ def draws_needed(n_tests: int, alpha: float) -> int:
     Four times the least number, at least 1999 and at most 99 999.
     """
     return int(np.clip(np.ceil(4 * max(1, n_tests) / alpha), 1999, 99_999))
+
+
+def shifts(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return rearrangements that shift each recording circularly, ``(n, n_trials)``.
+
+    No shift is one of them: all together are a group, which makes p exact.
+    """
+    order = np.empty((n, len(recording)), dtype=int)
+    for one in np.unique(recording):
+        at = np.flatnonzero(recording == one)
+        by = rng.integers(len(at), size=(n, 1))
+        order[:, at] = at[(np.arange(len(at)) + by) % len(at)]
+    return order
+
+
+def shift_floor(recording: np.ndarray) -> float:
+    """Return one over the number of ways in which the recordings can be shifted."""
+    count = np.unique(recording, return_counts=True)[1]
+    return float(np.exp(-np.log(count).sum()))

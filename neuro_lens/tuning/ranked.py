@@ -10,7 +10,7 @@ import pandas as pd
 
 from .effects import MIN_BLOCKS, centre_blocks
 from .kinds import ranks_within
-from .permute import TIE, sequential_p
+from .permute import TIE, sequential_p, shift_floor, shifts
 
 MOST_SHIFTS = 2048
 """Shifts of a single recording that are tried one by one; of more, some are drawn."""
@@ -52,25 +52,6 @@ class Ranked:
     def floor(self) -> float:
         """Return the smallest p that shifting could give."""
         return shift_floor(self.recording)
-
-
-def shifts(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return rearrangements that shift each recording circularly, ``(n, n_trials)``.
-
-    No shift is one of them: all together are a group, which makes p exact.
-    """
-    order = np.empty((n, len(recording)), dtype=int)
-    for one in np.unique(recording):
-        at = np.flatnonzero(recording == one)
-        by = rng.integers(len(at), size=(n, 1))
-        order[:, at] = at[(np.arange(len(at)) + by) % len(at)]
-    return order
-
-
-def shift_floor(recording: np.ndarray) -> float:
-    """Return one over the number of ways in which the recordings can be shifted."""
-    count = np.unique(recording, return_counts=True)[1]
-    return float(np.exp(-np.log(count).sum()))
 
 
 def rank_rows(

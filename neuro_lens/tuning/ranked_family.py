@@ -8,17 +8,20 @@ import numpy as np
 import pandas as pd
 
 from . import kinds
-from .families import Family
-from .ranked import rank_rows, shift_p, shift_statistic, shifts, spearman_interval
+from .families import N_FOR_INFORMATION, Family, in_parts
+from .permute import shifts
+from .ranked import rank_rows, shift_p, shift_statistic, spearman_interval
 from .trials import TrialCodes
-from .variables import Variable
-
-N_FOR_INFORMATION = 50
-FEATURES_AT_ONCE = 512
+from .variables import Variable, value_codes
 
 
 def ranked_family(
-    recording_id: str, data: TrialCodes, variable: Variable, **options: Any
+    recording_id: str,
+    data: TrialCodes,
+    variable: Variable,
+    given: Variable | None = None,
+    described: bool = True,
+    **options: Any,
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) for a continuous variable.
 
@@ -27,19 +30,23 @@ def ranked_family(
     recording_id : str
     data : TrialCodes
     variable : Variable
+    given : Variable, optional
+        Whose mean at each value is taken out of both first.
+    described : bool
+        Add intervals and information.
     **options
         ``alpha``, ``n_permutations``, ``correction`` and ``seed`` of `tune`.
     """
     data = data.dense()
-    rows, ranked = rank_rows(data.trials, variable.name)
+    value = None if given is None else value_codes(data.trials, given)[0]
+    rows, ranked = rank_rows(data.trials, variable.name, value)
     trials, codes = data.trials.iloc[rows], data.codes[rows].astype(float)
     signal = trials[variable.name].to_numpy(float)
-    block = trials["block"].fillna(-1).to_numpy() if "block" in trials else np.zeros(len(rows))
     x_nf = ranked.residual(ranked.ranks(codes))
     y_n = ranked.ranks(signal[:, None])[:, 0]
-    varies = (x_nf != 0).any(0)
-    floor = ranked.floor()
-    family = Family(recording_id, data, variable, "", rows, varies, floor, **options)
+    varies, floor = (x_nf != 0).any(0), ranked.floor()
+    name = "" if given is None else given.name
+    family = Family(recording_id, data, variable, name, rows, varies, floor, **options)
     x_nf, codes, rng = x_nf[:, family.tested], codes[:, family.tested], family.rng
     apart = rng.spawn(1)[0]
     r = ranked.residual(y_n[:, None])[:, 0] @ x_nf
@@ -50,15 +57,16 @@ def ranked_family(
         p, n_drawn = shift_p(x_nf, y_n, ranked, family.n_draws, rng)
         results = {"p": p, "n_permutations": n_drawn}
     results |= {"effect": r, "rank_correlation": r}
-    order = shifts(ranked.recording, N_FOR_INFORMATION, apart)
-    bins = kinds.binned(signal[:, None], ranked.recording)[:, 0]
-    found = []
-    for start in range(0, codes.shape[1], FEATURES_AT_ONCE):
-        part = codes[:, start : start + FEATURES_AT_ONCE]
-        low, high = spearman_interval(part, signal, ranked.recording, block, apart)
-        information = kinds.mutual_information(part, bins, ranked.recording, order)
-        found.append(np.stack([low, high, information]))
-    low, high, information = np.hstack([np.empty((3, 0)), *found])
-    results |= {"effect_low": low, "effect_high": high, "rank_low": low, "rank_high": high}
-    results["mutual_information"] = information
+    if described:
+        block = trials["block"].fillna(-1).to_numpy() if "block" in trials else np.zeros(len(rows))
+        order = shifts(ranked.recording, N_FOR_INFORMATION, apart)
+        bins = kinds.binned(signal[:, None], ranked.recording)[:, 0]
+
+        def columns(part: np.ndarray) -> dict[str, np.ndarray]:
+            low, high = spearman_interval(part, signal, ranked.recording, block, apart)
+            information = kinds.mutual_information(part, bins, ranked.recording, order)
+            ends = {"effect_low": low, "effect_high": high, "rank_low": low, "rank_high": high}
+            return {**ends, "mutual_information": information}
+
+        results |= in_parts(codes, columns)
     return family.filled(results, "rank correlation")

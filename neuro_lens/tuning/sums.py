@@ -16,10 +16,10 @@ from scipy.sparse import csr_array, issparse
 
 from . import effects
 from .design import Design
+from .families import N_SHUFFLES
 from .permute import sequential_p
 from .variables import Variable
 
-N_SHUFFLES = 200
 ROWS_AT_ONCE = 2**13
 SUMS_AT_ONCE = 2**17
 NUMBERS_AT_ONCE = 2**24
@@ -128,9 +128,9 @@ def effect_columns(
     x_nf: csr_array, design: Design, variable: Variable, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return effect with interval, preferred value, size and selectivity, as from dense codes."""
-    values = np.asarray(design.values)
-    count = design.count().sum(0)[:, None]
-    mean_vf = group_sums(x_nf, design.value, design.n_values).toarray() / count
+    values, k = np.asarray(design.values), design.n_values
+    count, level_vf = design.count().sum(0)[:, None], _level(x_nf, design, design.value, k)
+    mean_vf = (group_sums(x_nf, design.value, k).toarray() - level_vf) / count
     excess = np.full(x_nf.shape[1], np.nan)
     if variable.kind == "circular" and variable.period:
         period = variable.period
@@ -138,7 +138,7 @@ def effect_columns(
             x_nf,
             design,
             rng.integers(2**63, size=N_SHUFFLES),
-            lambda sums_dvf: effects.selectivity(sums_dvf / count, values, period),
+            lambda sums_dvf: effects.selectivity((sums_dvf - level_vf) / count, values, period),
         )
         excess = effects.selectivity(mean_vf, values, period) - null.mean(0)
     low, high = omega_interval(x_nf, design, rng)
@@ -223,19 +223,31 @@ class _Resampled:
 def _size(x_nf: csr_array, design: Design) -> np.ndarray:
     """Return the size at the preferred value, as `effects.preferred_size`."""
     k, n_features = design.n_values, x_nf.shape[1]
-    group = effects._halves(design) * k + design.value
+    group = effects.halves(design) * k + design.value
     count = np.bincount(group, minlength=2 * k)
     free = len(group) - 2 * k
     if not count.all() or free < 1:
         return np.full(n_features, np.nan)
-    mean = (group_sums(x_nf, group, 2 * k).toarray() / count[:, None]).reshape(2, k, n_features)
-    spread = np.sqrt(within_sum(x_nf, group) / free)
-    sizes = []
-    for chosen, measured in (mean, mean[::-1]):
-        at = measured[chosen.argmax(0), np.arange(n_features)]
-        sizes.append(at - (measured.sum(0) - at) / (k - 1))
-    size = np.full(n_features, np.nan)
-    return np.divide(np.mean(sizes, 0), spread, out=size, where=spread > 0)
+    total = group_sums(x_nf, group, 2 * k).toarray() - _level(x_nf, design, group, 2 * k)
+    mean = total / count[:, None]
+    # the sum of squares around the overall mean, to which every recording is levelled
+    centred = mean - x_nf.mean(0)
+    square = within_sum(x_nf, design.recording) - count @ centred**2
+    spread = np.sqrt(np.maximum(square, 0) / free)
+    spread[square <= ROUNDING * _squares(x_nf)] = 0
+    return effects.half_size(mean.reshape(2, k, n_features), spread)
+
+
+def _level(x_nf: csr_array, design: Design, group: np.ndarray, n_groups: int) -> np.ndarray:
+    """Return what `effects.levelled` takes from the sums of groups, ``(n_groups, n_features)``."""
+    recording = np.unique(design.recording, return_inverse=True)[1]
+    n = np.bincount(recording)
+    if len(n) == 1:
+        return np.zeros((n_groups, x_nf.shape[1]))
+    count = np.zeros((n_groups, len(n)))
+    np.add.at(count, (group, recording), 1)
+    mean_rf = group_sums(x_nf, recording, len(n)).toarray() / n[:, None]
+    return count @ (mean_rf - x_nf.mean(0))
 
 
 def _between(sums: np.ndarray, centring_vf: np.ndarray, design: Design) -> np.ndarray:

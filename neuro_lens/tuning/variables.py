@@ -11,6 +11,8 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, check_choice
 
+from .sequence import MUCH, persistence
+
 Kind = Literal["categorical", "circular", "ordinal", "binary", "continuous"]
 Level = Literal["trial", "recording", "animal"]
 
@@ -50,25 +52,29 @@ class Variable:
         orientation, in degrees.
     level : {"trial", "recording", "animal"}
         What it varies between: an animal's genotype is one observation, however many trials.
-    slow : bool
+    slow : bool or None
         Its value stays for many trials, such as a block's context: it is tested by circular
-        shifts, as continuous variables always are, not by shuffles within blocks.
+        shifts, as continuous variables always are, not by shuffles within blocks. None: where
+        neighbouring trials share values far more often than a random order gives.
     """
 
     name: str
     kind: Kind = "categorical"
     period: float | None = None
     level: Level = "trial"
-    slow: bool = False
+    slow: bool | None = None
 
 
 def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     """Return the variable that a column of the trials holds, with its kind and level.
 
     ``direction`` (360 degrees) and ``orientation`` (180 degrees) are circular, two values are
-    binary. Numbers are ordinal where there are 20 or fewer, continuous where there are more and
-    most trials have their own, unless the name says that they only count things (``image_id``).
-    Others are categorical.
+    binary. Numbers are ordinal where there are 20 or fewer. More are continuous where they are
+    floats, most trials have their own, or neighbouring trials are alike though not in a cycle;
+    not where the name says that they only tell things apart (``image_id``). Others are
+    categorical. A variable whose values stay from trial to trial is ``slow``, unless a Variable
+    says otherwise: where neighbours are the same by .3 more often than in a random order, as a
+    share of what could be (`sequence.persistence`).
 
     Parameters
     ----------
@@ -91,11 +97,12 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
         )
     if isinstance(given, Variable):
         _check_fit(given, values)
-        return replace(given, level=_level(trials, name))
-    period = PERIODS.get(name)
-    return Variable(
-        name, "circular" if period else _kind(name, values), period, _level(trials, name)
-    )
+        found = replace(given, level=_level(trials, name))
+    else:
+        period = PERIODS.get(name)
+        kind: Kind = "circular" if period else _kind(trials, name)
+        found = Variable(name, kind, period, _level(trials, name))
+    return replace(found, slow=_stays(trials, found)) if found.slow is None else found
 
 
 def value_codes(trials: pd.DataFrame, variable: Variable) -> tuple[np.ndarray, list]:
@@ -115,7 +122,8 @@ def as_list(given: str | Variable | Sequence[str | Variable]) -> list[str | Vari
     return names
 
 
-def _kind(name: str, values: pd.Series) -> Kind:
+def _kind(trials: pd.DataFrame, name: str) -> Kind:
+    values = trials[name].dropna()
     n_values = values.nunique()
     if n_values == 2 or pd.api.types.is_bool_dtype(values):
         return "binary"
@@ -123,7 +131,18 @@ def _kind(name: str, values: pd.Series) -> Kind:
         return "categorical"
     if n_values <= MANY_VALUES:
         return "ordinal"
-    return "continuous" if n_values > len(values) / 2 else "categorical"
+    # whole numbers of which some are missing are floats as well
+    whole = len(values) < len(trials) or not pd.api.types.is_float_dtype(values)
+    measured = not (whole and (values % 1 == 0).all()) or n_values > len(values) / 2
+    codes = pd.factorize(trials[name], sort=True)[0]
+    return "continuous" if measured or persistence(trials, codes, True) >= MUCH else "categorical"
+
+
+def _stays(trials: pd.DataFrame, variable: Variable) -> bool:
+    if variable.level != "trial" or variable.kind == "continuous":
+        return False
+    codes, _ = value_codes(trials, variable)
+    return persistence(trials, codes, variable.kind == "ordinal") >= MUCH
 
 
 def _check_fit(given: Variable, values: pd.Series) -> None:

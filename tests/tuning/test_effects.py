@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from neuro_lens.tuning import find_variable
+from neuro_lens.tuning import TrialCodes, find_variable, tune
 from neuro_lens.tuning.design import make_design
 from neuro_lens.tuning.effects import (
     omega_interval,
@@ -157,6 +157,29 @@ def test_size_is_zero_on_average_without_tuning_though_the_peak_is_chosen(design
     chosen_here = means[preferred, np.arange(4000)] - means.mean(0)
     assert abs(size.mean()) < 0.02
     assert chosen_here.mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def unequal(make_trials):
+    """Two recordings, of which one has mostly two directions and a higher level."""
+    trials = make_trials(n_blocks=16, recordings=("a", "b"))
+    keep = (trials["recording_id"] == "a") | (trials["direction"] < 90) | (trials["block"] < 4)
+    trials = trials[keep].reset_index(drop=True)
+    x = np.random.default_rng(0).normal(size=(len(trials), 500))
+    level = 5.0 * (trials["recording_id"] == "b").to_numpy()
+    return trials, x, level[:, None]
+
+
+def test_a_recordings_level_is_no_preference(unequal):
+    trials, x, level = unequal
+    rows, alone = (
+        tune(TrialCodes(codes, trials), variables="direction", n_permutations=9)
+        for codes in (x + 5 + level, x + 5)
+    )
+    assert (rows["preferred"] < 90).mean() < 0.4
+    assert abs(rows["size"].mean()) < 0.03
+    assert abs(rows["selectivity"].mean()) < 0.003
+    assert rows["response_probability"].equals(alone["response_probability"])
 
 
 def test_size_is_the_height_in_standard_deviations(design):

@@ -18,6 +18,7 @@ from neuro_lens.tuning.kinds import (
     auroc,
     binned,
     d_prime,
+    half_width,
     mutual_information,
     response_probability,
     width,
@@ -90,7 +91,28 @@ def test_response_probability_is_the_share_of_the_preferred_values_trials(design
     x = np.zeros((32, 2))
     x[np.flatnonzero(at.value == 5)[:3], 0] = 1.0
     x[:, 1] = at.value == 2
-    np.testing.assert_allclose(response_probability(x, at, np.array([5, 2])), [0.75, 1.0])
+    np.testing.assert_allclose(response_probability(x, at), [0.75, 1.0])
+
+
+def test_response_probability_is_no_larger_where_the_preferred_value_is_chosen_by_chance(design):
+    at, rng = design(n_blocks=8), np.random.default_rng(1)
+    x = rng.exponential(size=(64, 2000)) * (rng.random((64, 2000)) < 0.25)
+    assert response_probability(x, at).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_noise_does_not_look_sharply_tuned_and_tuning_has_its_width(design):
+    at, rng = design(n_blocks=8), np.random.default_rng(2)
+    curve = np.exp(2 * (np.cos(np.arange(8) * np.pi / 4 - np.pi / 2) - 1))
+    noise = rng.normal(size=(64, 1000))
+    assert np.nanmean(half_width(noise, at, 360.0)) > 40
+    found = half_width(noise + 10 * curve[at.value][:, None], at, 360.0)
+    assert found.mean() == pytest.approx(width(curve[:, None], at.values, 360.0)[0], abs=2)
+
+
+def test_a_half_without_a_value_has_no_width_and_response_probability(design):
+    at = design(n_blocks=1)
+    x = np.random.default_rng(3).normal(size=(8, 2))
+    assert np.isnan([half_width(x, at, 360.0), response_probability(x, at)]).all()
 
 
 def test_width_of_known_curves():
@@ -308,10 +330,66 @@ def test_a_slow_context_is_tested_by_shifts(make_trials, rng):
     x = x - pd.DataFrame(x).rolling(40, min_periods=1).mean().to_numpy()
     data = TrialCodes(x, trials.drop(columns="block"))
     options = {"n_permutations": 499}
-    shuffled = tune(data, variables="context", **options)
-    shifted = tune(data, variables=Variable("context", "binary", slow=True), **options)
+    shuffled = tune(data, variables=Variable("context", "binary", slow=False), **options)
+    shifted = tune(data, variables="context", **options)
     assert (shuffled["p"] <= 0.05).mean() > 0.3
+    assert shuffled["limit"].str.contains("share values more often than in a random").all()
     assert (shifted["p"] <= 0.05).mean() < 0.12
+    assert shifted["limit"].str.startswith("slow: ").all()
     x[:, 0] += 40 * trials["context"]
-    found = tune(data, variables=Variable("context", "binary", slow=True), **options)
-    assert found["p"][0] <= 0.05
+    assert tune(data, variables="context", **options)["p"][0] <= 0.05
+
+
+@pytest.fixture(scope="module")
+def drifting(noise):
+    """Trials with a state that stays, read off an autocorrelated signal, and their number."""
+    n = 480
+    signal = noise(n, 3, rho=0.95, seed=5)
+    return pd.DataFrame(
+        {
+            "recording_id": np.repeat(["a", "b", "c"], n // 3),
+            "block": np.arange(n) // 8,
+            "start": 3.0 * np.arange(n),
+            "split": "select",
+            "state": np.digitize(signal[:, 0], [-0.7, 0, 0.7]),
+            "running": signal[:, 1],
+            "phase": 45.0 * np.digitize(signal[:, 0], [-0.7, 0, 0.7]),
+            "pupil": signal[:, 1].round(1),
+            "moves": signal[:, 2] > 0,
+        }
+    )
+
+
+@pytest.mark.parametrize("given", [(), "running"])
+def test_sizes_of_a_slow_variable_are_zero_without_tuning_and_what_they_are_with_it(
+    drifting, noise, given
+):
+    rng = np.random.default_rng(4)
+
+    def tuned(x):
+        phase = Variable("phase", "circular", 180.0)
+        options = {"n_permutations": 99, "given": given}
+        return tune(TrialCodes(x, drifting), variables=["state", phase], **options)
+
+    null = tuned(noise(480, 300, rho=0.95, seed=6))
+    assert abs(null["effect"].mean()) < 0.02
+    assert abs(null["size"].mean()) < 0.15
+    assert abs(null["d_prime"].mean()) < 0.15
+    at = drifting["state"] == 2
+    found = tuned(2.0 * at.to_numpy()[:, None] + rng.normal(size=(480, 100)))
+    true = at.mean() * (1 - at.mean()) * 4
+    assert found["effect"].mean() == pytest.approx(true / (1 + true), abs=0.1 if given else 0.06)
+    if not given:
+        assert found["size"].mean() == pytest.approx(2.0, abs=0.2)
+        assert abs(null["selectivity"].mean()) < 0.03
+        assert found["selectivity"].dropna().mean() > 0.3
+
+
+@pytest.mark.parametrize("variable", ["state", "pupil", "moves"])
+def test_p_of_values_that_stay_is_nominal_for_features_that_drift(drifting, noise, variable):
+    rows = tune(
+        TrialCodes(noise(480, 400, rho=0.95, seed=7), drifting),
+        variables=variable,
+        n_permutations=199,
+    )
+    assert (rows["p"] <= 0.05).mean() < 0.05 + 3.2 * np.sqrt(0.05 * 0.95 / 400)

@@ -130,6 +130,24 @@ def test_tune_gives_the_same_table_for_sparse_codes():
     np.testing.assert_allclose(sparse["selectivity"], dense["selectivity"], atol=0.06)
 
 
+def test_sizes_of_recordings_with_unequal_labels_are_those_of_dense_codes():
+    x, table = experiment(4, 2)
+    x[240:] *= 5
+    table = table[(table["recording_id"] == "0") | (table["direction"] < 90)]
+    x = x[table.index]
+    design = make_design(table, find_variable(table, "direction"))
+    variable, codes = find_variable(table, "direction"), csr_array(x[design.rows])
+    found = sums.effect_columns(codes, design, variable, np.random.default_rng(0))
+    preferred, size = effects.preferred_size(codes.toarray(), design)
+    np.testing.assert_allclose(found["size"], size, **SAME)
+    assert found["preferred"].tolist() == [design.values[v] for v in preferred]
+    level = effects.levelled(codes.toarray(), design)
+    own = effects.selectivity(effects.mean_response(level, design), design.values, 360.0)
+    order = design.shuffles(200, np.random.default_rng(1))
+    null = effects.selectivity(effects.mean_response(level, design, order), design.values, 360.0)
+    np.testing.assert_allclose(found["selectivity"], own - null.mean(0), atol=0.05)
+
+
 def test_large_sparse_codes_are_tested_without_what_takes_every_trial(monkeypatch):
     x, table = experiment(n_features=5)
     small = tune(TrialCodes(csr_array(x), table), variables="direction", n_permutations=99)

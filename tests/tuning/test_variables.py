@@ -41,7 +41,55 @@ def trials(make_trials):
     ],
 )
 def test_variables_are_found_in_the_columns(trials, name, kind, period, level):
-    assert find_variable(trials, name) == Variable(name, kind, period, level)
+    assert find_variable(trials, name) == Variable(name, kind, period, level, slow=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "slow"),
+    [
+        (lambda walk, rng: walk.round(1), "continuous", False),
+        (lambda walk, rng: rng.random(len(walk)).round(2), "continuous", False),
+        (lambda walk, rng: walk.round().astype(int), "ordinal", True),
+        (lambda walk, rng: (5 * walk).round().astype(int), "continuous", False),
+        (lambda walk, rng: walk > np.median(walk), "binary", True),
+        (lambda walk, rng: np.arange(len(walk)) // 8 % 2, "binary", True),
+        (lambda walk, rng: rng.random(len(walk)) < 0.3, "binary", False),
+        (lambda walk, rng: rng.integers(30, size=len(walk)), "categorical", False),
+        (lambda walk, rng: np.resize(np.arange(8), len(walk)), "ordinal", False),
+        (lambda walk, rng: np.resize([1, 2, 4, 8, 4, 2], len(walk)), "ordinal", False),
+        (lambda walk, rng: np.resize(np.arange(32), len(walk)), "categorical", False),
+        (
+            lambda walk, rng: np.concatenate(
+                [rng.permutation(4) + 4 * (b // 32) for b in range(64)]
+            ),
+            "ordinal",
+            False,
+        ),
+    ],
+    ids=[
+        *["rounded walk", "rounded noise", "few steps of a walk", "steps of a walk", "yes or no"],
+        *["context", "random", "many random", "cycle", "up and down", "long cycle", "two halves"],
+    ],
+)
+@pytest.mark.parametrize("blocks", [True, False])
+def test_values_that_stay_are_told_from_orders_at_random_and_cycles(values, kind, slow, blocks):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        walk = np.cumsum(rng.normal(size=256)) / 2
+        trials = pd.DataFrame({"recording_id": "a", "start": np.arange(256.0)})
+        if blocks:
+            trials["block"] = np.arange(256) // 4
+        trials["value"] = values(walk, rng)
+        found = find_variable(trials, "value")
+        if blocks or found.kind != "ordinal" or trials["value"].max() != 7:
+            assert (found.kind, found.slow) == (kind, slow)
+
+
+def test_slow_can_be_said_and_denied(trials):
+    trials["context"] = np.arange(len(trials)) // 8 % 2
+    assert find_variable(trials, "context").slow
+    assert not find_variable(trials, Variable("context", "binary", slow=False)).slow
+    assert find_variable(trials, Variable("choice", "binary", slow=True)).slow
 
 
 def test_depth_that_varies_between_an_animals_recordings_is_of_the_recording(trials):
