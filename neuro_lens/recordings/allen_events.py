@@ -34,8 +34,10 @@ def allen_events(source: str | Path, out: str | Path) -> list[str]:
     ``calcium_traces.df_over_f`` holds events (0 or 1), inferred by a participant of the workshop
     that published them: they are not Allen's own dF/F. ``natural_movie_one`` (10 repeats) and
     ``natural_movie_three`` (2 x 5 repeats) are Intervals with a row per movie frame (30 a second;
-    ``frame``, ``repeat``, ``block``, ``split``). ``drifting_gratings`` has the 58 trials whose
-    direction and temporal frequency are public; blanks are dropped.
+    ``frame``, ``repeat``, ``block``, ``split``). ``natural_movie_one_segment`` has a row per second
+    of the first (``segment``, 0 to 29), a trial for decoders that tell which second was shown.
+    ``drifting_gratings`` has the 58 trials whose direction and temporal frequency are public;
+    blanks are dropped.
 
     Repeat blocks are a movie's repeats and, for gratings, how often the direction was shown
     before; each is dealt to fit, select and report by `split_of_block`.
@@ -104,6 +106,7 @@ def _read(source: Path) -> Data:
         session={"id": RECORDING_ID, "session_type": "three_session_A"},
         domains=_domains(gratings, one, three),
         natural_movie_one=one,
+        natural_movie_one_segment=_segments(one),
         natural_movie_three=three,
         device=tb.DeviceDescription(id=RECORDING_ID, imaging_depth=275.0, target_area="VISp"),
     )
@@ -141,6 +144,20 @@ def _movie(name: str, starts: list[Any], repeats: int, sampling_rate: float) -> 
         end,
         frame=np.tile(frame, repeats * len(starts)),
         repeat=repeat,
+        block=repeat,
+        split=split_of_block(repeat),
+    )
+
+
+def _segments(movie: Interval) -> Interval:
+    """Return a row per second of a movie, from its frames."""
+    first = np.asarray(movie.frame) % int(MOVIE_RATE) == 0
+    start, repeat = np.asarray(movie.start)[first], np.asarray(movie.repeat)[first]
+    end = np.minimum(start + 1.0, np.append(start[1:], np.inf))
+    return timed_interval(
+        start,
+        end,
+        segment=np.asarray(movie.frame)[first] // int(MOVIE_RATE),
         block=repeat,
         split=split_of_block(repeat),
     )

@@ -38,6 +38,8 @@ class Recordings(_Fields):
     before : (float, float), optional
         A window before the trial, decoded and tested in the same way; null where the recordings
         have no time between trials.
+    normalise : str, optional
+        ``fit``, ``block`` or null, see `neuro_lens.recordings.batches`.
     pool : int
         Consecutive samples averaged into one.
     """
@@ -48,6 +50,7 @@ class Recordings(_Fields):
     targets: Annotated[list[Name], Field(min_length=1)] | None = None
     window: tuple[float, float] = (0.0, 2.0)
     before: tuple[float, float] | None = (-1.0, 0.0)
+    normalise: Literal["fit", "block"] | None = "fit"
     pool: Count = 16
 
     @model_validator(mode="after")
@@ -73,6 +76,8 @@ class Decoder(_Fields):
         Time between latents in seconds.
     ffn_dropout, lin_dropout, atn_dropout : float
         Dropout in feed-forward networks, on branches, and of attention.
+    emb_init_scale : float
+        Standard deviation of initial embeddings; larger where pooled values are small.
     t_min, t_max : float
         Shortest and longest period of the time embedding in seconds.
     steps, batch_size : int
@@ -98,6 +103,7 @@ class Decoder(_Fields):
     ffn_dropout: Fraction = 0.0
     lin_dropout: Fraction = 0.4
     atn_dropout: Fraction = 0.0
+    emb_init_scale: Positive = 0.02
     t_min: Positive = 0.1
     t_max: Positive = 8.0
     steps: Count = 1200
