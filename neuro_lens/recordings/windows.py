@@ -10,7 +10,9 @@ import pandas as pd
 import torch
 
 from ..base import Batch, NeuroLensError, check_choice, track
+from .scaling import block_means, fit_scale
 
+NORMALISE = ("fit", "block")
 SPLITS = {"fit": "train_domain", "select": "valid_domain", "report": "test_domain"}
 
 
@@ -22,7 +24,7 @@ def batches(
     window: tuple[float, float] = (0.0, 2.0),
     trials: str = "drifting_gratings",
     recording_ids: Sequence[str] | None = None,
-    normalise: bool = True,
+    normalise: str | None = "fit",
     batch_size: int = 64,
     shuffle: bool = False,
     seed: int = 0,
@@ -43,8 +45,12 @@ def batches(
         The recording's Interval that holds the trials.
     recording_ids : sequence of str, optional
         The recordings to take, by default all of the dataset.
-    normalise : bool
-        Z-score each unit's trace by its mean and standard deviation over the fit part.
+    normalise : str, optional
+        What is subtracted from each unit's trace before it is divided by its standard deviation
+        over the fit part: ``fit``, its mean over that part; ``block``, its mean over the windows of
+        the trial's repeat block, which takes out drifts slower than a block and says nothing of a
+        trial's value where each block holds every value equally often. None leaves the traces as
+        they are.
     batch_size, shuffle, seed
         Windows a batch; whether each pass is in a new order, and the seed of these orders.
 
@@ -56,11 +62,14 @@ def batches(
     Raises
     ------
     NeuroLensError
-        For an unknown split or recording, or where no trial is left.
+        For an unknown split, recording or normalisation, where no trial is left, and where a block
+        of one trial has nothing but itself to be compared with.
     """
     chosen = [split] if isinstance(split, str) else list(SPLITS if split is None else split)
     for name in chosen:
         check_choice("split", name, SPLITS)
+    if normalise is not None:
+        check_choice("normalise", normalise, NORMALISE)
     known = list(dataset.recording_ids)
     taken = known if recording_ids is None else list(recording_ids)
     for rid in taken:
@@ -159,7 +168,7 @@ class Windows(torch.utils.data.Dataset):
         trials: str,
         splits: list[str],
         recording_ids: list[str],
-        normalise: bool,
+        normalise: str | None,
     ):
         self.samples: list[dict] = []
         tables = []
@@ -167,9 +176,11 @@ class Windows(torch.utils.data.Dataset):
             recording = dataset.get_recording(rid)
             table = trial_table(recording, rid, trials)
             table = table[table["split"].isin(splits)].reset_index(drop=True)
-            scale = _fit_scale(recording) if normalise else None
+            scale = None if normalise is None else fit_scale(recording)
+            centre = block_means(recording, table, window) if normalise == "block" else {}
             for row in table.itertuples():
-                sample = _slice(recording, trials, row, window, scale)
+                own = scale and (centre.get(row.block, scale[0]), scale[1])
+                sample = _slice(recording, trials, row, window, own)
                 self.samples.append(tokenize(sample))
             tables.append(_with_covariates(table, recording, window))
         self.table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -288,19 +299,6 @@ def _subject(recording: Any) -> dict[str, Any]:
     if "cre_line" in found:  # which is read off the genotype: two names of one variable
         found.pop("genotype", None)
     return found
-
-
-def _fit_scale(recording: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    if not recording.has_nested_attribute("calcium_traces.df_over_f"):
-        return None
-    traces = np.asarray(recording.calcium_traces.df_over_f)
-    times = np.asarray(recording.calcium_traces.timestamps)
-    inside = np.ones(len(times), dtype=bool)
-    if recording.has_nested_attribute("train_domain"):
-        domain = recording.train_domain
-        inside = ((times[:, None] >= domain.start) & (times[:, None] < domain.end)).any(1)
-    mean, sd = traces[inside].mean(0), traces[inside].std(0)
-    return mean, np.where(sd > 0, sd, 1.0)
 
 
 def _slice(

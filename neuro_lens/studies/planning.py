@@ -100,6 +100,7 @@ def _recordings(study: Study) -> Cell:
             "files": hash_json(files) if files else None,
             "trials": given.trials,
             "targets": given.targets,
+            "normalise": given.normalise,
             "seed": study.seeds[0],
         },
     )

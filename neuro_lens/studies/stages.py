@@ -27,17 +27,22 @@ def recordings(
     files: str | None,
     trials: str,
     targets: Sequence[str] | None,
+    normalise: str | None,
     seed: int,
 ) -> None:
     """Import or simulate the recordings of a study into ``folder``, or link to a user's own.
 
     ``files`` is a hash of the source files; it only gives the cell its name. Beside the recordings
-    ``trials.json`` says which Interval holds the trials and which of its fields are decoded.
+    ``trials.json`` says which Interval holds the trials, which of its fields are decoded, and how
+    their windows are made.
     """
     from ..recordings import allen_events, find_data, load_recordings, sur_v1_or_simulated
     from ..recordings import simulate as write_simulated
 
-    write_json(folder / ASKED, {"trials": trials, "targets": targets})
+    asked = {"trials": trials, "targets": targets}
+    write_json(
+        folder / ASKED, {"decoder": asked, "windows": {"trials": trials, "normalise": normalise}}
+    )
     if simulate is not None:
         write_simulated(folder, **{"seed": seed, **simulate})
     elif source == "sur_v1":
@@ -69,10 +74,9 @@ def decoder(
 
     dataset = load_recordings(folder.parent / recordings)
     asked = read_json(folder.parent / recordings / ASKED)
-    model = new_decoder(dataset, shape, window, seed, **asked)
-    fit = batches(
-        dataset, model.tokenize, split="fit", window=(window[0], window[1]), trials=asked["trials"]
-    )
+    model = new_decoder(dataset, shape, window, seed, **asked["decoder"])
+    during = (window[0], window[1])
+    fit = batches(dataset, model.tokenize, split="fit", window=during, **asked["windows"])
     # the folder is .<name of the cell>.<random> until it is finished
     unfinished = folder.parent / f"unfinished-{folder.name.split('.')[1]}"
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
@@ -98,7 +102,7 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
     for stage, cell in plan:
         params = cell.params
         if stage == "decoder":
-            asked = read_json(folder / ASKED)
+            asked = read_json(folder / ASKED)["decoder"]
             untrained = new_decoder(dataset, params["shape"], params["window"], 0, **asked)
             hooks[cell.name] = list(hook_model(untrained).hook_dict)
         elif stage == "dictionary":
@@ -133,7 +137,7 @@ def new_decoder(
 
 def trials_of(folder: Path) -> str:
     """Return the Interval that holds the trials of a study's recordings."""
-    return str(read_json(folder / ASKED)["trials"])
+    return str(read_json(folder / ASKED)["decoder"]["trials"])
 
 
 def trial_readouts(
@@ -199,10 +203,10 @@ def open_decoder(folder: Path, recordings: str, decoder: str) -> tuple[Any, Call
 
     dataset = load_recordings(folder.parent / recordings)
     model: Any = load_decoder(folder.parent / decoder / "decoder")
-    trials = trials_of(folder.parent / recordings)
+    made = read_json(folder.parent / recordings / ASKED)["windows"]
 
     def windows(**options: Any) -> Any:
-        return batches(dataset, model.tokenize, trials=trials, **options)
+        return batches(dataset, model.tokenize, **made, **options)
 
     return model, windows
 

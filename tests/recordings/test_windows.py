@@ -38,6 +38,59 @@ def test_tokens_are_the_traces_scaled_by_the_fit_part(all_windows, grating_recor
     assert batch.inputs["output_timestamps"][0, 0] == 1.0
 
 
+def shifted(dataset, by):
+    """The dataset with a value per repeat block and unit added to every trace."""
+
+    class Shifted:
+        recording_ids = dataset.recording_ids
+
+        def get_recording(self, rid):
+            recording = dataset.get_recording(rid)
+            traces = recording.calcium_traces
+            begin = np.asarray(recording.drifting_gratings.start)[::8] - 1.0
+            block = np.searchsorted(begin, np.asarray(traces.timestamps), side="right") - 1
+            units = 1.0 + np.arange(traces.df_over_f.shape[1])
+            traces.df_over_f = np.asarray(traces.df_over_f) + by(block)[:, None] * units
+            return recording
+
+    return Shifted()
+
+
+def values(windows):
+    return np.concatenate([batch.inputs["input_values"].numpy().ravel() for batch in windows])
+
+
+def test_what_is_slower_than_a_block_is_taken_out_by_its_mean(grating_recordings, tokenizer):
+    drifting = shifted(grating_recordings, lambda block: (block % 4 == 3) * np.sin(block))
+
+    def report(dataset, **options):
+        return batches(dataset, tokenizer, split="report", **options)
+
+    kept = report(grating_recordings, normalise="block")
+    moved = report(drifting, normalise="block")
+    np.testing.assert_allclose(values(kept), values(moved), atol=1e-4)
+    assert np.abs(values(report(grating_recordings)) - values(report(drifting))).max() > 1
+    one = next(iter(kept.where(lambda t: (t.recording_id == "b") & (t.block == t.block.min()))))
+    n = int(one.inputs["input_mask"][0].sum())
+    by_unit = one.inputs["input_values"][:, :n, 0].reshape(len(one), 4, -1)
+    np.testing.assert_allclose(by_unit.mean((0, 1)), 0.0, atol=1e-5)
+
+
+def test_a_block_of_one_trial_is_not_compared_with_itself(grating_recordings, tokenizer):
+    class Alone:
+        recording_ids = grating_recordings.recording_ids
+
+        def get_recording(self, rid):
+            recording = grating_recordings.get_recording(rid)
+            recording.drifting_gratings.block = np.arange(len(recording.drifting_gratings))
+            return recording
+
+    with pytest.raises(NeuroLensError, match="block 0 of recording 'a' has 1 trial"):
+        batches(Alone(), tokenizer, normalise="block")
+    with pytest.raises(NeuroLensError, match=r"unknown normalise 'blok'.*'block'"):
+        batches(grating_recordings, tokenizer, normalise="blok")
+
+
 def test_a_window_before_the_stimulus_asks_for_the_trial_to_come(grating_recordings, tokenizer):
     early = batches(grating_recordings, tokenizer, split="report", window=(-1.0, 0.0))
     batch = next(iter(early))

@@ -36,7 +36,7 @@ def study(folder, truth):
     decoder.init_vocabs(core)
 
     def windows(dataset, split, window=(0.0, 2.0)):
-        return batches(dataset, decoder.tokenize, split=split, window=window, normalise=False)
+        return batches(dataset, decoder.tokenize, split=split, window=window, normalise=None)
 
     train_decoder(decoder, windows(core, "fit"), steps=600, unit_dropout=0.5)
     hooked = hook_model(decoder)
