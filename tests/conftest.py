@@ -1,6 +1,9 @@
 """Recordings and decoders that several rooms are tested with."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 # the tests' tensors are so small that several threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -111,3 +114,14 @@ def small_decoder(grating_recordings):
 def tokenizer(small_decoder):
     """Return how the small decoder turns a slice of a recording into its inputs."""
     return small_decoder.tokenize
+
+
+@pytest.fixture(scope="session")
+def made_up_nwb():
+    """The module that writes made-up Brain Observatory NWB files."""
+    path = Path(__file__).parent / "recordings" / "made_up_nwb.py"
+    spec = importlib.util.spec_from_file_location("made_up_nwb", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["made_up_nwb"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -15,7 +15,9 @@ from .decoding import (
 )
 from .files import load_checkpoint, load_decoder, save_decoder
 from .linear import linear_decoding
+from .multitask import multitask_readouts, multitask_summary, multitask_table
 from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
+from .streaming import stream_windows
 from .training import train_decoder
 
 __all__ = [
@@ -34,7 +36,11 @@ __all__ = [
     "load_checkpoint",
     "load_decoder",
     "merge_opposite",
+    "multitask_readouts",
+    "multitask_summary",
+    "multitask_table",
     "save_decoder",
+    "stream_windows",
     "task_of_variable",
     "train_decoder",
     "trial_means",

@@ -252,14 +252,17 @@ class CalciumPOYOPlus(nn.Module):
         """
         from torch_brain.batching import chain, pad, pad8, track_mask8
 
-        values_tu, times_t = _pooled(data.calcium_traces, self.pool)
-        unit_index = np.asarray(_indices(self.unit_emb, np.asarray(data.rois.id).astype(str)))
+        traces = data.calcium_traces
+        values_tu, times_t = pooled(
+            np.asarray(traces.df_over_f), np.asarray(traces.timestamps), self.pool
+        )
+        unit_index = np.asarray(token_indices(self.unit_emb, np.asarray(data.rois.id).astype(str)))
         n_times, n_units = values_tu.shape
         tokens = np.tile(unit_index, n_times)
         times, tasks, targets = self._queries(data)
         grid = np.arange(0, self.sequence_length - 1e-9, self.latent_step) + self.latent_step / 2
         latents = np.arange(self.num_latents_per_step)
-        (session,) = _indices(self.session_emb, [str(data.session.id)])
+        (session,) = token_indices(self.session_emb, [str(data.session.id)])
         return {
             "model_inputs": {
                 "input_unit_index": pad8(tokens),
@@ -295,7 +298,7 @@ class CalciumPOYOPlus(nn.Module):
         return np.concatenate(times), np.concatenate(tasks), targets
 
 
-def _indices(table: Any, words: Sequence[str] | np.ndarray) -> list[int]:
+def token_indices(table: Any, words: Sequence[str] | np.ndarray) -> list[int]:
     """Return the rows of units or recordings in their embedding."""
     if table.is_lazy():
         raise NeuroLensError("the decoder has no vocabularies; call decoder.init_vocabs(dataset)")
@@ -308,9 +311,8 @@ def _indices(table: Any, words: Sequence[str] | np.ndarray) -> list[int]:
     return [table.vocab[word] for word in words]
 
 
-def _pooled(traces: Any, pool: int) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(traces.df_over_f)
-    times = np.asarray(traces.timestamps)
+def pooled(values: np.ndarray, times: np.ndarray, pool: int) -> tuple[np.ndarray, np.ndarray]:
+    """Average every ``pool`` consecutive samples of ``(n_samples, n_units)`` and their times."""
     n = len(values) // pool
     if n == 0:
         raise NeuroLensError(

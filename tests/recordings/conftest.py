@@ -1,9 +1,5 @@
 """Sources to import from: small files of the shape of the real ones."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.io
@@ -50,14 +46,3 @@ def sur_source(tmp_path):
     for seed, mouse in enumerate(MICE.values()):
         write_mouse(folder / mouse.file, seed=seed)
     return folder
-
-
-@pytest.fixture(scope="session")
-def made_up_nwb():
-    """The module that writes made-up Brain Observatory NWB files."""
-    path = Path(__file__).parent / "made_up_nwb.py"
-    spec = importlib.util.spec_from_file_location("made_up_nwb", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["made_up_nwb"] = module
-    spec.loader.exec_module(module)
-    return module

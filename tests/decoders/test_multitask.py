@@ -1,0 +1,109 @@
+"""Scores of many tasks, and the training and fine-tuning of a decoder that has them all."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import r2_score
+
+from neuro_lens.base import Batch, NeuroLensError
+from neuro_lens.decoders import (
+    PUBLISHED_READOUTS,
+    multitask_readouts,
+    multitask_summary,
+    multitask_table,
+)
+
+
+class Answers(torch.nn.Module):
+    """Answers what it is given, window by window."""
+
+    def __init__(self, specs, answers):
+        super().__init__()
+        self.readout_specs, self.answers = specs, answers
+
+    def forward(self, output_decoder_index, **_):
+        return {name: next(answer) for name, answer in self.answers.items()}
+
+
+def batch_of(task, times, target, starts, recording="a"):
+    """Return a batch of windows with one query each."""
+    spec = PUBLISHED_READOUTS[task]
+    n = len(starts)
+    return Batch(
+        inputs={
+            "output_decoder_index": torch.full((n, 1), spec.id),
+            "output_timestamps": torch.as_tensor(times, dtype=torch.float32)[:, None],
+        },
+        targets={task: torch.as_tensor(target)},
+        labels=pd.DataFrame({"recording_id": [recording] * n}),
+        recording_id=[recording] * n,
+        window_start=np.asarray(starts, dtype=float),
+    )
+
+
+def scores(task, batches, answers):
+    specs = {task: PUBLISHED_READOUTS[task]}
+    decoder = Answers(
+        specs, {task: iter([torch.as_tensor(a, dtype=torch.float32) for a in answers])}
+    )
+    return multitask_table(decoder, batches).set_index(["recording_id", "metric"])
+
+
+def test_answers_of_overlapping_windows_are_averaged_before_they_are_scored():
+    # the trial at 10.5 s is asked for by two windows, which disagree: the surer one decides
+    logits = torch.zeros(3, 8)
+    logits[0, 2], logits[1, 5], logits[2, 1] = 3.0, 1.0, 2.0
+    batch = batch_of("drifting_gratings_orientation", [0.5, 0.0, 0.5], [2, 2, 1], [10, 10.5, 20])
+    table = scores("drifting_gratings_orientation", [batch], [logits])
+    row = table.loc["a", "accuracy"]
+    assert (row["value"], row["n"], row["chance"]) == (1.0, 2, 1 / 8)
+
+
+def test_movies_are_scored_exactly_and_within_a_second():
+    target = np.array([0, 100, 500, 899])
+    answer = np.eye(900)[[0, 130, 531, 860]]
+    batch = batch_of("natural_movie_one_frame", [0.0] * 4, target, [0, 1, 2, 3])
+    table = scores("natural_movie_one_frame", [batch], [answer])
+    assert table.loc["a", "accuracy"]["value"] == 0.25
+    assert table.loc["a", "within_30"]["value"] == 0.5
+    assert table.loc["a", "published"]["value"] == 0.375
+    # guesses: 31 of 900 frames are within a second of the first and of the last, else 61
+    chance = np.array([31, 61, 61, 31]).mean() / 900
+    assert table.loc["a", "within_30"]["chance"] == pytest.approx(chance)
+    guesses = np.random.default_rng(0).integers(0, 900, (20000, 4))
+    assert (np.abs(guesses - target) <= 30).mean() == pytest.approx(chance, rel=0.05)
+
+
+def test_signals_are_scored_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((50, 1)).astype(np.float32)
+    answer = 0.7 * target + 0.2 * rng.standard_normal((50, 1)).astype(np.float32)
+    batch = batch_of("running_speed", [0.5] * 50, target, np.arange(50))
+    table = scores("running_speed", [batch], [answer])
+    assert table.loc["a", "r2"]["value"] == pytest.approx(r2_score(target, answer), abs=1e-5)
+    assert table.loc["a", "mse"]["value"] == pytest.approx(
+        ((answer - target) ** 2).mean(), rel=1e-5
+    )
+    assert table.loc["a", "mse"]["chance"] == pytest.approx((target**2).mean(), rel=1e-5)
+
+
+def test_the_summary_is_the_mean_over_recordings():
+    name = "static_gratings_phase"
+    batches = [batch_of(name, [0.0] * 2, [0, 1], [0, 1], rid) for rid in ("a", "b")]
+    answers = [np.eye(5)[[0, 1]], np.eye(5)[[0, 2]]]
+    table = scores(name, batches, answers).reset_index()
+    summary = multitask_summary(table).iloc[0]
+    assert (summary["value"], summary["lowest"], summary["highest"]) == (0.75, 0.5, 1.0)
+    assert summary["n_recordings"] == 2
+
+
+def test_without_targets_there_is_nothing_to_score(grating_recordings, tokenizer):
+    with pytest.raises(NeuroLensError, match="no targets of any task"):
+        multitask_table(Answers({}, {}), [])
+
+
+def test_tasks_are_those_that_recordings_hold(grating_recordings):
+    found = multitask_readouts(grating_recordings)
+    assert list(found) == ["drifting_gratings_orientation", "running_speed"]
+    assert found["running_speed"] == PUBLISHED_READOUTS["running_speed"]
