@@ -20,7 +20,7 @@ from scipy.stats import binom, kstest
 from neuro_lens.recordings import find_data, load_recordings, sur_v1
 from neuro_lens.recordings.describe import trial_responses
 from neuro_lens.recordings.windows import trial_table
-from neuro_lens.tuning import TrialCodes, global_test, trial_means, tune
+from neuro_lens.tuning import TrialCodes, Variable, global_test, trial_means, tune
 
 ANIMALS, REPEATS, DIRECTIONS = 6, 8, np.arange(8) * 45.0
 EFFECTS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
@@ -220,7 +220,7 @@ def movies(events_tn: np.ndarray, overlap: float, n: int) -> pd.DataFrame:
 
     The windows of a movie's repeats overlap; each is labelled with the segment in which its
     middle lies. ``right``: windows are averaged to the trials of a repeat and segment;
-    ``naive``: each window is a trial, labels shuffled over all of them.
+    ``naive``: each window is a trial, labels shuffled over all of them though they stay.
     """
     rng = np.random.default_rng(0)
     found = []
@@ -233,7 +233,8 @@ def movies(events_tn: np.ndarray, overlap: float, n: int) -> pd.DataFrame:
         naive = labels.drop(columns=["block"]).assign(trial=np.arange(len(labels)))
         row = {}
         for name, data in (("right", right), ("naive", TrialCodes(windows, naive))):
-            rows = tune(data, variables="movie", n_permutations=999)
+            movie = "movie" if name == "right" else Variable("movie", slow=False)
+            rows = tune(data, variables=movie, n_permutations=999)
             rows = rows[rows["status"] == "tested"]
             row |= {
                 f"{name} n": len(rows),

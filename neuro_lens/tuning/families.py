@@ -71,6 +71,10 @@ NUMBERS = [
 ]
 
 
+class ConstantError(NeuroLensError):
+    """A variable has one value, in itself or once others are held fixed."""
+
+
 class Family:
     """The features of one recording (or of all), one variable and what is held fixed.
 
@@ -190,20 +194,28 @@ def testable(variable: Variable, trials: pd.DataFrame) -> Variable:
 
 def within_recordings(variable: Variable, trials: pd.DataFrame) -> Variable:
     """Return the variable, refusing one that is constant, or that no recording varies."""
-    values = trials[variable.name].dropna()
-    if values.nunique() < 2:
-        raise NeuroLensError(
-            f"variable {variable.name!r} is {values.tolist()[0]!r} in all {len(values)} trials; "
-            "choose one that varies"
-        )
+    check_varies(variable, trials)
     if variable.level != "trial":
         n = trials["recording_id"].nunique()
         raise NeuroLensError(
-            f"variable {variable.name!r} has {values.nunique()} values but varies within no "
-            f"recording of {n}, so trials are no independent observations of it; use "
-            "global_test(), which compares animals"
+            f"variable {variable.name!r} varies within no recording of {n}, so trials are no "
+            "independent observations of it; use global_test(), which compares animals"
         )
     return variable
+
+
+def check_varies(variable: Variable, trials: pd.DataFrame) -> None:
+    """Refuse a variable that is constant; values a period apart are one."""
+    values = trials[variable.name].dropna()
+    distinct = values % variable.period if variable.period else values
+    if distinct.nunique() >= 2:
+        return
+    if values.empty:
+        raise ConstantError(f"variable {variable.name!r} is empty in all {len(trials)} trials")
+    words = f"is {values.tolist()[0]!r} in all {len(values)} trials"
+    if values.nunique() > 1:
+        words += f" ({values.nunique()} values, a period of {variable.period:g} apart)"
+    raise ConstantError(f"variable {variable.name!r} {words}; choose one that varies")
 
 
 def several_trials(variable: Variable, trials: pd.DataFrame) -> Variable:

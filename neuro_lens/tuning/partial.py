@@ -13,7 +13,7 @@ from neuro_lens.base import NeuroLensError
 
 from . import effects, kinds
 from .design import Design, make_design
-from .families import N_SHUFFLES, SLOW, Family
+from .families import N_SHUFFLES, SLOW, ConstantError, Family
 from .permute import Statistic
 from .ranked import rank_rows, ranks_within
 from .trials import TrialCodes
@@ -244,7 +244,7 @@ def _reduced(
     n_fixed = len(np.unique(group)) + basis_nz.shape[1]
     names = ", ".join(repr(g.name) for g in given)
     if not basis_nr.shape[1] or len(group) - n_fixed - basis_nr.shape[1] < 1:
-        raise NeuroLensError(
+        raise ConstantError(
             f"variable {variable.name!r} does not vary within blocks of {len(group)} trials once "
             f"{names} is held fixed; hold something else fixed, or say slow=True in its Variable "
             "if it changes from block to block"

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from neuro_lens.base import NeuroLensError, check_choice, track
 
 from .discrete import discrete_family
-from .families import TESTED, parts, several_trials, within_recordings
+from .families import TESTED, ConstantError, check_varies, parts, several_trials, within_recordings
 from .partial import partial_family
 from .ranked_family import ranked_family
 from .trials import TrialCodes, as_trials
 from .variables import Variable, as_list, find_variable
 
 CORRECTIONS = ("bh", "maxT")
-NUMBERED_KINDS = ("circular", "ordinal")
 
 
 def tune(
@@ -37,9 +37,10 @@ def tune(
     """Test every feature for tuning to variables of the experiment, of any kind.
 
     Labels are shuffled over trials within recording and repeat block, and p counts the shuffles
-    whose sum of squares between values reaches the feature's own. Continuous (and ``slow``)
-    variables are shifted circularly instead, each recording by its own number of trials, and p
-    is of Spearman's rank correlation. Features that fire in fewer than 8 trials are reported,
+    whose sum of squares between values reaches the feature's own. Continuous variables and those
+    whose values stay from trial to trial (``slow``) are shifted circularly instead, each
+    recording by its own number of trials, and p of continuous ones is of Spearman's rank
+    correlation. Features that fire in fewer than 8 trials are reported,
     not tested.
 
     Parameters
@@ -74,13 +75,14 @@ def tune(
     DataFrame
         A row per recording, variable and feature; NaN where a column does not apply.
 
-        ``effect``, named in ``effect_name``: ω² within blocks, or Spearman's r within recordings
-        (continuous), with the ends of a bootstrap interval over repeat blocks, which speaks of
-        these recordings only. ``preferred`` (the value with the largest mean response);
-        ``size`` and ``d_prime`` (response there against the others, in standard deviations, on
-        other trials than it was chosen on); ``response_probability`` (share of its trials in
-        which the feature fires); ``selectivity`` (circular: OSI or DSI minus its shuffle mean);
-        ``width`` (circular, ordinal: half width at half height, in the variable's units);
+        ``effect``, named in ``effect_name``: ω² within blocks (of a slow variable within
+        recordings, less its mean over shifts), or Spearman's r within recordings (continuous),
+        with the ends of a bootstrap interval over repeat blocks, which speaks of these recordings
+        only. ``preferred`` (the value with the largest mean response);
+        ``size`` and ``d_prime`` (response there against the others, in standard deviations),
+        ``response_probability`` (share of its trials in which the feature fires) and ``width``
+        (circular, ordinal: half width at half height, in the variable's units), all on other
+        trials than it was chosen on; ``selectivity`` (circular: OSI or DSI minus its shuffle mean);
         ``auroc`` (binary: of the second value against the first, chance .5);
         ``rank_correlation`` with interval (ordinal, continuous); ``mutual_information`` (bits,
         minus its shuffle mean). From ``d_prime`` on, without ``selectivity``, these are NaN for
@@ -89,8 +91,9 @@ def tune(
 
         ``p``, ``p_max`` (maxT), ``p_floor`` (the smallest it could be), ``at_floor`` (read p as
         ≤), ``q``, ``significant``, ``n_trials``, ``n_firing``, ``status`` ("tested" or why not),
-        ``n_permutations``, ``family`` (what q corrects over), ``limit`` (what a fixed order
-        leaves open, also in ``attrs["limits"]``), ``given`` and ``split``.
+        ``n_permutations``, ``family`` (what q corrects over), ``limit`` (what the order of the
+        trials leaves open), ``given`` and ``split``. ``attrs["limits"]`` has all limits, and the
+        recordings that are left out since the variable does not vary in them.
 
     Raises
     ------
@@ -124,13 +127,18 @@ def tune(
         "correction": correction,
         "seed": seed,
     }
-    tables = [
-        _family(rid, part, v, held, options)
-        for rid, part, v in track(families, "testing tuning")
-        if part.trials[v.name].nunique() > 1
-    ]
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs["limits"] = sorted(set(table["limit"]) - {""})
+    tables, left_out = [], []
+    for rid, part, v in track(families, "testing tuning"):
+        try:
+            tables.append(_family(rid, part, v, held, options))
+        except ConstantError as error:
+            left_out.append((rid, v, error))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"variable": []})
+    for _, v, error in left_out:
+        if v.name not in set(table["variable"]):
+            raise error
+    notes = {f"recording {rid!r} is left out: {error}" for rid, _, error in left_out}
+    table.attrs["limits"] = sorted((set(table["limit"]) | notes) - {""})
     return table
 
 
@@ -185,13 +193,24 @@ def feature_groups(
     check_choice("recording", recording_id, known)
     rows = rows[(rows["recording_id"] == recording_id) & (rows["status"] == TESTED)]
     rows = rows.sort_values("effect", ascending=False, kind="stable")
-    if rows["kind"].isin(NUMBERED_KINDS).all():
-        # a written table holds text where values of several variables are of several types
-        rows = rows.assign(preferred=pd.to_numeric(rows["preferred"]))
+    # a written table holds text where values of several variables are of several types
+    written = (
+        len(tuning["variable"].unique()) > 1
+        and tuning["preferred"].dropna().map(type).eq(str).all()
+    )
+    values = _from_text(rows["preferred"]) if written else rows["preferred"]
     return {
-        value: group["feature"].head(n).astype(int).tolist()
-        for value, group in rows.groupby("preferred", sort=True)
+        value.item() if isinstance(value, np.generic) else value: group.head(n).astype(int).tolist()
+        for value, group in rows["feature"].groupby(values, sort=True)
     }
+
+
+def _from_text(values: pd.Series) -> pd.Series:
+    """Return values that were written as text as what they were, if all can be."""
+    if values.isin(["True", "False"]).all():
+        return values == "True"
+    numbers = pd.to_numeric(values, errors="coerce")
+    return values if numbers.isna().any() else numbers
 
 
 def _tested(trials: pd.DataFrame, given: str | Variable) -> Variable:
@@ -207,6 +226,7 @@ def _family(
     options: dict[str, Any],
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) for one variable."""
+    check_varies(variable, data.trials)
     if held:
         return partial_family(recording_id, data, variable, held, **options)
     family = ranked_family if variable.kind == "continuous" else discrete_family

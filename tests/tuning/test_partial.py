@@ -153,6 +153,20 @@ def test_what_cannot_be_held_fixed_is_said(runners, arguments, sentence):
         tune(runners, n_permutations=9, **arguments)
 
 
+def test_a_recording_in_which_nothing_is_left_to_vary_is_left_out_with_a_note(runners):
+    in_a = (runners.trials["recording_id"] == "a").to_numpy()
+    speed = np.where(in_a, runners.trials["temporal_frequency"], runners.trials["direction"])
+    data = TrialCodes(runners.codes, runners.trials.assign(speed=speed))
+    options = {"given": "speed", "by": "recording_id", "n_permutations": 99}
+    rows = tune(data, variables=["direction", "running"], **options)
+    found = rows.groupby("variable")["recording_id"].unique().map(set)
+    assert found.to_dict() == {"direction": {"a"}, "running": {"a", "b"}}
+    assert any("recording 'b' is left out: variable 'direction'" in x for x in rows.attrs["limits"])
+    only_b = data.where(~in_a)
+    with pytest.raises(NeuroLensError, match="once 'speed' is held fixed"):
+        tune(only_b, variables=["direction", "running"], **options)
+
+
 def test_attribution_needs_two_tables_of_the_same(runners):
     plain = tune(runners, variables="orientation", n_permutations=99)
     with pytest.raises(NeuroLensError, match="nothing is held fixed"):

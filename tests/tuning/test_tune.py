@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from scipy.stats import false_discovery_control
 
 from neuro_lens.base import NeuroLensError, read_table, write_table
@@ -306,6 +307,46 @@ def test_values_of_several_types_survive_being_written(mice, tmp_path):
     back = read_table(tmp_path / "tuning.parquet")
     for variable in ("direction", "choice"):
         assert feature_groups(back, variable) == feature_groups(rows, variable)
+
+
+def test_groups_of_a_written_table_have_the_values_themselves(mice, tmp_path):
+    rng = np.random.default_rng(0)
+    trials = mice.trials.assign(
+        contrast_present=rng.permutation(np.arange(128) % 2),
+        choice=rng.permutation(np.arange(128) % 2 == 0),
+        scene=rng.permutation(np.resize(["sky", "sea"], 128)),
+    )
+    names = ["direction", "contrast_present", "choice", "scene"]
+    rows = tune(TrialCodes(mice.codes, trials), variables=names, n_permutations=99)
+    write_table(rows, tmp_path, "tuning")
+    back = read_table(tmp_path / "tuning.parquet")
+    for table in (rows, back):
+        assert set(feature_groups(table, "contrast_present")) == {0, 1}
+        assert set(feature_groups(table, "choice")) == {False, True}
+        assert set(feature_groups(table, "scene")) == {"sky", "sea"}
+        types = {type(v) for v in feature_groups(table, "direction")}
+        assert types == {float}
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_orientations_a_period_apart_are_one_value(mice, sparse):
+    trials = mice.trials.assign(orientation=np.resize([0.0, 180.0], 128))
+    codes = csr_array(mice.codes) if sparse else mice.codes
+    with pytest.raises(
+        NeuroLensError,
+        match=r"'orientation' is 0.0 in all 128 trials \(2 values, a period of 180 apart\)",
+    ):
+        tune(TrialCodes(codes, trials), variables="orientation")
+
+
+def test_a_recording_in_which_a_variable_does_not_vary_is_left_out_with_a_note(mice):
+    in_a = (mice.trials["recording_id"] == "a").to_numpy()
+    data = TrialCodes(mice.codes, mice.trials.assign(speed=np.where(in_a, np.arange(128) % 4, 2)))
+    rows = tune(data, variables=["speed", "direction"], by="recording_id", n_permutations=99)
+    assert set(rows.loc[rows["variable"] == "speed", "recording_id"]) == {"a"}
+    assert set(rows.loc[rows["variable"] == "direction", "recording_id"]) == {"a", "b"}
+    note = "recording 'b' is left out: variable 'speed' is 2 in all 64 trials"
+    assert any(limit.startswith(note) for limit in rows.attrs["limits"])
 
 
 def test_a_dictionary_of_256_features_takes_seconds(make_trials, noise, tuned):
