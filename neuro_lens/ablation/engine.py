@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -60,8 +60,8 @@ class Prefix:
         What it saw.
     clean : dict of str to Tensor
         What every hook saw, in the order of firing.
-    prediction : Tensor, shape (n_rows, dim)
-        The decoder's own.
+    bytes_each : int or None
+        What one continuation writes; not known before the first.
     """
 
     def __init__(self, hooked: Any, hook: str | Sequence[str], batch: Batch, task: Task):
@@ -74,6 +74,7 @@ class Prefix:
         self.inputs = hooked.named_inputs(batch.args, batch.inputs)
         self.batched = True
         self._memo = Memo(hooked.decoder)
+        self.bytes_each: int | None = None
         seen: list[tuple[str, Tensor]] = []
 
         def see(x: Tensor, hook: Any) -> None:
@@ -81,18 +82,20 @@ class Prefix:
             seen.append((hook.name, x))
 
         names = [hook] if isinstance(hook, str) else list(hook)
-        with evaluating(hooked.decoder), torch.no_grad(), self._memo.recording():
-            self.prediction = self._call(dict.fromkeys(names, see))
+        stop_at = names[0] if len(names) == 1 else None
+        seeing = hooked.hooks(fwd_hooks=[(name, see) for name in names])
+        with evaluating(hooked.decoder), torch.no_grad(), self._memo.recording(), seeing:
+            hooked(*batch.args, stop_at=stop_at, **batch.inputs)
         self.clean = dict(seen)
         for name in names:
-            n_times = [n for n, _ in seen].count(name)
-            if n_times != 1:
-                raise NeuroLensError(
-                    f"hook {name!r} fired {n_times} times in one call, and an ablation study "
-                    "edits one activation; choose a hook that fires once"
-                )
+            _refuse_several(name, [n for n, _ in seen].count(name))
         self.hook, self.x = seen[0]
-        self.bytes_each = self._count_bytes()
+
+    @cached_property
+    def prediction(self) -> Tensor:
+        """The decoder's own, ``(n_rows, dim)``."""
+        with torch.no_grad():
+            return self.continue_from(self.x)
 
     def continue_from(self, edited: Tensor, later: Later | None = None) -> Tensor:
         """Return the prediction with the first hook's activations replaced by ``edited``.
@@ -101,11 +104,25 @@ class Prefix:
         what its hook then sees and returns what it becomes.
         """
         edited = edited.reshape(self.x.shape)
-        hooks: dict[str, Callable] = {self.hook: lambda x, hook: edited}
+        n_fired = 0
+
+        def replace(x: Tensor, hook: Any) -> Tensor:
+            nonlocal n_fired
+            n_fired += 1
+            counter.on = True
+            return edited
+
+        hooks: dict[str, Callable] = {self.hook: replace}
         for name, edit in (later or {}).items():
             hooks[name] = partial(_edit_later, edit)
-        with evaluating(self.hooked.decoder), self._memo.replaying():
-            return self._call(hooks)
+        counter = _Written()
+        counting = counter if self.bytes_each is None else nullcontext()
+        with evaluating(self.hooked.decoder), self._memo.replaying(), counting:
+            prediction = self._call(hooks)
+        _refuse_several(self.hook, n_fired)
+        if self.bytes_each is None:
+            self.bytes_each = counter.n_bytes + self.x.numel() * self.x.element_size()
+        return prediction
 
     def continue_all(self, edited_n: Tensor, later_n: Sequence[Later] = ()) -> Tensor:
         """Return the predictions for many edits, shape ``(n, n_rows, dim)``.
@@ -116,6 +133,7 @@ class Prefix:
         later_n = later_n or [{}] * len(edited_n)
         if len(edited_n) == 1 or not self.batched:
             return self._one_by_one(edited_n, later_n)
+        self._count()
         together = {
             name: EachItsOwn([one.get(name, _same) for one in later_n])
             for name in dict.fromkeys(n for one in later_n for n in one)
@@ -141,6 +159,11 @@ class Prefix:
             )
             return predictions
 
+    def _count(self) -> None:
+        """Find out what a continuation writes, outside of any vmap."""
+        if self.bytes_each is None:
+            self.continue_from(self.x)
+
     def _one_by_one(self, edited_n: Tensor, later_n: Sequence[Later]) -> Tensor:
         pairs = zip(edited_n, later_n, strict=True)
         return torch.stack([self.continue_from(e, later) for e, later in pairs])
@@ -149,17 +172,6 @@ class Prefix:
         with self.hooked.hooks(fwd_hooks=list(edits.items())):
             output = self.hooked.decode(self.batch)
         return self.task.prediction(output, self.inputs)
-
-    def _count_bytes(self) -> int:
-        """Return the bytes that one continuation writes downstream of the hook."""
-        counter = _Written()
-
-        def keep(x: Tensor, hook: Any) -> None:
-            counter.on = True
-
-        with evaluating(self.hooked.decoder), torch.no_grad(), self._memo.replaying(), counter:
-            self._call({self.hook: keep})
-        return counter.n_bytes + self.x.numel() * self.x.element_size()
 
 
 def run_edits(
@@ -185,22 +197,28 @@ def run_edits(
     predictions : Tensor, shape (n, n_rows, dim)
         Rows of all batches in their order.
     """
-    n_edits = len(edits[0])
-    chunk = min(chunk_size(p) for p in prefixes)
+    start, n_edits = 0, len(edits[0])
     with torch.no_grad():
-        for start in range(0, n_edits, chunk):
+        while start < n_edits:
+            chunk = min(chunk_size(p) for p in prefixes)
             index = slice(start, min(start + chunk, n_edits))
             parts = [
                 p.continue_all(e[index], e.later(index) if hasattr(e, "later") else ())
                 for p, e in zip(prefixes, edits, strict=True)
             ]
             yield index, torch.cat(parts, dim=1)
+            start = index.stop
             if advance is not None:
                 advance(index.stop - index.start)
 
 
 def chunk_size(prefix: Prefix) -> int:
-    """Return how many interventions to run at once, from what one writes and what is free."""
+    """Return how many interventions to run at once, from what one writes and what is free.
+
+    One where what it writes is not known yet.
+    """
+    if prefix.bytes_each is None:
+        return 1
     device = prefix.x.device
     limit = free_memory(device) // 4
     if device.type == "cpu":
@@ -261,6 +279,14 @@ class _Each(torch.autograd.Function):
         slices = [x] * len(own.edits) if in_dims[0] is None else x.unbind(in_dims[0])
         edited = [edit(s) for edit, s in zip(own.edits, slices, strict=True)]
         return torch.stack(edited), 0
+
+
+def _refuse_several(hook: str, n_times: int) -> None:
+    if n_times != 1:
+        raise NeuroLensError(
+            f"hook {hook!r} fired {n_times} times in one call, and an ablation study edits one "
+            "activation; choose a hook that fires once"
+        )
 
 
 def _edit_later(edit: Callable[[Tensor], Tensor], x: Tensor, hook: Any) -> Tensor:

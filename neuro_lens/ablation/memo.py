@@ -56,21 +56,25 @@ class Memo:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Run the decoder once in the block, calling `stop` at the hook.
-
-        Outputs that the decoder changed in place are not safe to give again: then nothing is kept.
-        """
+        """Run the decoder in the block, calling `stop` at the hook."""
         with _forwards({m: self._record(m) for m in self._modules}):
             yield
-        if any(t._version != version for t, version in self._versions):
-            self._kept = {}
-        self._versions = []
+        self._forget_changed()
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Give the kept outputs to one call of the decoder in the block."""
+        """Give the kept outputs to one call of the decoder in the block.
+
+        Outputs that the decoder changed in place are not safe to give again: once it did, nothing
+        is kept any more.
+        """
         with _forwards({m: _replay(m, outputs) for m, outputs in self._kept.items()}):
             yield
+        self._forget_changed()
+
+    def _forget_changed(self) -> None:
+        if any(t._version != version for t, version in self._versions):
+            self._kept, self._versions = {}, []
 
     def _record(self, module: nn.Module) -> Callable:
         own, thread = module.forward, threading.get_ident()

@@ -99,6 +99,16 @@ def test_upstream_is_computed_once(dimensions):
     assert decoder.embed.n_calls == before
 
 
+def test_nothing_after_the_hook_runs_before_it_is_asked_for():
+    decoder = ToyDecoder()
+    squash, calls = decoder.squash.forward, []
+    decoder.squash.forward = lambda x: calls.append(1) or squash(x)
+    prefix = Prefix(hook(decoder), "hook_resid_post", make_batch("report"), TASK)
+    assert not calls
+    expected = decoder.eval()(**make_batch("report").inputs)
+    assert torch.equal(prefix.prediction, expected)
+
+
 def test_chunks_do_not_change_the_result(hooked, dimensions, monkeypatch):
     batch = make_batch("report")
     prefix = Prefix(hooked, "hook_resid_post", batch, TASK)
@@ -112,6 +122,9 @@ def test_chunks_do_not_change_the_result(hooked, dimensions, monkeypatch):
 def test_chunks_shrink_with_what_an_edit_writes(hooked):
     small = Prefix(hooked, "hook_resid_post", make_batch("report", n_blocks=1), TASK)
     large = Prefix(hooked, "hook_resid_post", make_batch("report", n_blocks=64), TASK)
+    assert chunk_size(large) == 1
+    for prefix in (small, large):
+        run(prefix, prefix.x[None])
     assert large.bytes_each == pytest.approx(64 * small.bytes_each, rel=0.1)
     assert chunk_size(large) <= engine.CACHE_BYTES // large.bytes_each
 
@@ -144,9 +157,10 @@ def test_outputs_changed_in_place_are_not_given_again():
     batch = make_batch("report")
     toy = hook_model(decoder.eval(), taps=TAPS, tasks=TASKS, masks={"latent": "mask"})
     prefix = Prefix(toy, "hook_resid_post", batch, TASK)
-    unchanged = run(prefix, prefix.x[None].repeat(2, 1, 1, 1))
     expected = decoder(**batch.inputs)
-    assert (unchanged - expected).abs().max() <= 1e-6
+    for n in (1, 1, 3, 2):
+        unchanged = run(prefix, prefix.x[None].repeat(n, 1, 1, 1))
+        assert (unchanged - expected).abs().max() <= 1e-6
 
 
 class Stubborn(ToyDecoder):
@@ -219,8 +233,9 @@ def test_a_hook_that_fires_twice_is_refused():
         def forward(self, x, mask=None):
             return super().forward(self.embed(x), mask)
 
+    prefix = Prefix(hook(Twice()), "hook_embed", make_batch("report"), TASK)
     with pytest.raises(NeuroLensError, match="fired 2 times"):
-        Prefix(hook(Twice()), "hook_embed", make_batch("report"), TASK)
+        run(prefix, prefix.x[None])
 
 
 def test_positional_arguments(hooked):
