@@ -46,7 +46,7 @@ def main(share: float = 1.0) -> None:
     if source is not None:
         events = spontaneous_events(source)
         for overlap in (0.5, 0.8):
-            print_movies(overlap, movies(events, overlap, max(5, round(200 * share))))
+            print_movies(overlap, movies(events, overlap, max(5, round(100 * share))))
     for per_line, effect in ((12, 0.0), (12, 1.5), (2, 1.5)):
         print_lines(per_line, effect, lines(per_line, effect, max(10, round(200 * share))))
 

@@ -98,8 +98,9 @@ def global_test(
         )
     splits, complete = splits_of(group, seed)
     n_features, effect = _split_effects(mean_af, splits, alpha)
+    animals = np.array(label.index.map(str), dtype=object)
     rows = {
-        "groups": [_spell(split, label.index, values) for split in splits],
+        "groups": [_spell(split, animals, values) for split in splits],
         "is_true": np.arange(len(splits)) == 0,
         "n_features": n_features,
         "effect": effect,
@@ -241,10 +242,8 @@ def _true_split(n_features: np.ndarray, effect: np.ndarray, alpha: float) -> dic
     }
 
 
-def _spell(split: np.ndarray, animals: pd.Index, values: np.ndarray) -> str:
-    return " | ".join(
-        f"{v}: {', '.join(map(str, animals[split == g]))}" for g, v in enumerate(values)
-    )
+def _spell(split: np.ndarray, animals: np.ndarray, values: np.ndarray) -> str:
+    return " | ".join(f"{v}: {', '.join(animals[split == g])}" for g, v in enumerate(values))
 
 
 def _words(summary: dict, confounds: list[str], alpha: float) -> str:
