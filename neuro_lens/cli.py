@@ -15,6 +15,7 @@ from .cli_prepare import prepare
 DIFFERENT = 1
 BAD_INPUT = 2
 STOPPED = 130
+NAMED = ("sur_v1", "allen_events", "steinmetz")
 
 
 class _OneSentence(click.Group):
@@ -71,26 +72,37 @@ def _executed(command: Any) -> Any:
     return command
 
 
+def _named(command: Any) -> Any:
+    """Add the arguments that name a study and its results."""
+    quick = "Little training, few controls: to see that it runs; the results mean nothing."
+    command = click.option("--quick", is_flag=True, help=quick)(command)
+    place = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+    return click.argument("study", metavar="STUDY.yaml")(place(command))
+
+
 @main.command()
-@click.argument("study", metavar="STUDY.yaml")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+@_named
 @_executed
 def run(
-    study: str, out: Path | None, workers: int, executor: str, options: tuple[str, ...]
+    study: str,
+    out: Path | None,
+    quick: bool,
+    workers: int,
+    executor: str,
+    options: tuple[str, ...],
 ) -> None:
     """Run a study, going on where an earlier run of it stopped."""
-    _run(study, out, workers, executor, options)
+    _run(_loaded(study, quick), out, workers, executor, options)
 
 
 @main.command()
-@click.argument("study", metavar="STUDY.yaml")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+@_named
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes side by side.")
-def plan(study: str, out: Path | None, workers: int) -> None:
+def plan(study: str, out: Path | None, quick: bool, workers: int) -> None:
     """List the cells of a study, done and to do, with time and disk. Nothing is run or written."""
     from .studies import plan_study, plan_text
 
-    click.echo(plan_text(plan_study(study, out), workers))
+    click.echo(plan_text(plan_study(_loaded(study, quick), out), workers))
 
 
 @main.command()
@@ -127,6 +139,12 @@ def demo(
     if seeds is not None:
         study["seeds"] = _numbers(seeds)
     _run(study, out, workers, executor, options)
+
+
+def _loaded(study: str, quick: bool) -> Any:
+    from .studies import load_study, quick_form
+
+    return quick_form(load_study(study)) if quick else load_study(study)
 
 
 def _run(
@@ -192,11 +210,11 @@ data.add_command(prepare)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 @click.option("--source", type=click.Path(path_type=Path), help="Folder with the source files.")
 def import_(name: str, out: Path, source: Path | None) -> None:
-    """Write the recordings NAME (sur_v1 or allen_events) as torch_brain files."""
+    """Write the recordings NAME (sur_v1, allen_events or steinmetz) as torch_brain files."""
     from . import recordings
     from .base import NeuroLensError, check_choice
 
-    importers = {"sur_v1": recordings.sur_v1, "allen_events": recordings.allen_events}
+    importers = {name: getattr(recordings, name) for name in NAMED}
     check_choice("data set", name, importers)
     source = source or recordings.find_data(name)
     if source is None:

@@ -5,6 +5,7 @@ from .describe import describe_recording, describe_recordings
 from .layout import build_recording, split_of_block, write_recording
 from .lookup import find_data, sur_v1_or_simulated
 from .simulate import Truth, simulate
+from .steinmetz import steinmetz
 from .sur_v1 import sur_v1
 from .units import unit_table
 from .validate import check_recording, load_recordings
@@ -23,6 +24,7 @@ __all__ = [
     "load_recordings",
     "simulate",
     "split_of_block",
+    "steinmetz",
     "sur_v1",
     "sur_v1_or_simulated",
     "unit_table",

@@ -13,7 +13,11 @@ from .simulate import simulate
 from .sur_v1 import MICE, sur_v1
 
 ENVIRONMENT = "NEURO_LENS_DATA"
-FOLDERS = {"sur_v1": "sur_v1_gratings", "allen_events": "allen_vc_501574836"}
+FOLDERS = {
+    "sur_v1": "sur_v1_gratings",
+    "allen_events": "allen_vc_501574836",
+    "steinmetz": "steinmetz_2019",
+}
 SUR_URL = (
     "https://raw.githubusercontent.com/surlab/Park_et_al/"
     "6d53beb9841ca3a1120a94855b1198896e19aa5f/sample-data/glm/"
@@ -37,7 +41,7 @@ def find_data(name: str = "sur_v1", *, download: bool = True) -> Path | None:
 
     Parameters
     ----------
-    name : {"sur_v1", "allen_events"}
+    name : {"sur_v1", "allen_events", "steinmetz"}
     download : bool
         False leaves out the cache and the download.
 

@@ -6,6 +6,7 @@ from .planning import plan_cells
 from .run import StudyStopped, run_study
 from .schema import Study
 from .study_file import bundled_study, load_study
+from .sweeps import quick_form
 
 __all__ = [
     "Study",
@@ -17,5 +18,6 @@ __all__ = [
     "plan_cells",
     "plan_study",
     "plan_text",
+    "quick_form",
     "run_study",
 ]

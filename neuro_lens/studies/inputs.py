@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base import NeuroLensError, read_json, write_json
 from .schema import Study
 
-IMPORTED = ("sur_v1", "allen_events")
+IMPORTED = ("sur_v1", "allen_events", "steinmetz")
 INPUTS = "inputs.json"
 CHUNK = 2**22
 

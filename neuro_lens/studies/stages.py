@@ -36,7 +36,13 @@ def recordings(
     ``trials.json`` says which Interval holds the trials, which of its fields are decoded, and how
     their windows are made.
     """
-    from ..recordings import allen_events, find_data, load_recordings, sur_v1_or_simulated
+    from ..recordings import (
+        allen_events,
+        find_data,
+        load_recordings,
+        steinmetz,
+        sur_v1_or_simulated,
+    )
     from ..recordings import simulate as write_simulated
 
     asked = {"trials": trials, "targets": targets}
@@ -47,14 +53,14 @@ def recordings(
         write_simulated(folder, **{"seed": seed, **simulate})
     elif source == "sur_v1":
         write_json(folder / "source.json", sur_v1_or_simulated(folder, seed=seed))
-    elif source == "allen_events":
+    elif source in ("allen_events", "steinmetz"):
         found = find_data(source)
         if found is None:
             raise NeuroLensError(
                 f"the recordings of {source!r} are not on this machine; "
                 "set NEURO_LENS_DATA to the folder that holds them"
             )
-        allen_events(found, folder)
+        {"allen_events": allen_events, "steinmetz": steinmetz}[source](found, folder)
     else:
         for name in load_recordings(source).recording_ids:
             (folder / f"{name}.h5").symlink_to(Path(source) / f"{name}.h5")
@@ -111,6 +117,14 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
             named = [] if params["studied"] == "best" else list(params["studied"])
             for name in [*named, *filter(None, [params["negative"]])]:
                 check_choice("recording", name, dataset.recording_ids)
+        elif stage == "unseen":
+            for name in params["held_out"]:
+                check_choice("recording", name, dataset.recording_ids)
+            if len(params["held_out"]) == len(dataset.recording_ids):
+                raise NeuroLensError(
+                    f"tuning.unseen names all {len(dataset.recording_ids)} recordings, which "
+                    "leaves none to train a decoder on; name some of them"
+                )
 
 
 def new_decoder(

@@ -11,6 +11,17 @@ from ..base import NeuroLensError, hash_json
 from .schema import Study
 
 MOST_LETTERS = 100
+QUICK: dict[str, Any] = {
+    "decoder.dim": 16,
+    "decoder.steps": 20,
+    "sae.d_sae": 32,
+    "sae.k": 4,
+    "sae.steps": 20,
+    "tuning.permutations": 99,
+    "ablation.n_features": 2,
+    "ablation.controls": 9,
+}
+"""What a quick form has less of: enough to see that a study runs, too little to mean anything."""
 
 
 class Variant(NamedTuple):
@@ -57,6 +68,20 @@ def variants(study: Study) -> list[Variant]:
         values = dict(zip(study.sweep, combination, strict=True))
         found.append(Variant(label_of(values), values, with_values(fields, values)))
     return found
+
+
+def quick_form(study: Study) -> Study:
+    """Return a study of one seed with little training and few controls, to see that it runs.
+
+    Its results mean nothing. A sweep keeps the first two values of each field.
+    """
+    fields = study.model_dump(mode="json", exclude_unset=True)
+    swept = {name.partition(".")[0] for name in study.sweep}
+    less = {name: v for name, v in QUICK.items() if name.partition(".")[0] not in swept}
+    fields = with_values(fields, {"name": f"{study.name} (quick)", **less})
+    fields["seeds"] = list(study.seeds[:1])
+    fields["sweep"] = {name: values[:2] for name, values in study.sweep.items()}
+    return Study.model_validate(fields)
 
 
 def with_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
