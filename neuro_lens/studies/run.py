@@ -21,6 +21,7 @@ from .sweeps import Variant, variants
 from .watching import Watch
 
 LOCK = ".lock"
+HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}(\.[a-z]+)?")
 Plan = list[tuple[str, Cell]]
 
 
@@ -109,7 +110,7 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
     from .stages import check_inputs
 
     cells, every = out / "cells", unique_cells(plans)
-    _remove_left_overs(cells, every)
+    _remove_left_overs(out)
     try:
         with Watch(every, cells, known_costs(out)) as watch:
             try:
@@ -122,7 +123,7 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
             for wave in WAVES:
                 watch.run([c for stage, c in every if stage in wave], how, ", ".join(wave))
     except KeyboardInterrupt:
-        _remove_left_overs(cells, every)
+        _remove_left_overs(out)
         done = len(finished_cells(cells).keys() & {cell.name for _, cell in every})
         raise StudyStopped(f"stopped with {done} of {len(every)} cells done") from None
 
@@ -193,11 +194,11 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove_left_overs(cells: Path, every: Plan) -> None:
-    """Remove what runs that were killed left half written."""
-    for name in {cell.name for _, cell in every}:
-        for left_over in cells.glob(f".{name}.*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+def _remove_left_overs(out: Path) -> None:
+    """Remove what runs that were killed left half written, as `atomic_write` names it."""
+    for path in list(out.rglob(".*")):
+        if HALF_WRITTEN.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _name_unused(cells: Path, every: Plan) -> None:

@@ -88,7 +88,10 @@ def decoder(
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
     save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
     write_table(history, folder, "training")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    # under another name at once, or a kill would leave half a checkpoint
+    gone = unfinished.with_name(f".{unfinished.name}.finished")
+    unfinished.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
