@@ -31,7 +31,7 @@ def refused(result):
 def test_help_and_version_answer(call):
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("data", "demo", "hooks", "run"):
+    for command in ("data", "demo", "diff", "hooks", "plan", "run"):
         assert f"  {command} " in result.stdout
     assert call("--version").stdout.strip()
     assert "simulate" in call("data", "--help").stdout
@@ -151,6 +151,10 @@ def saved_decoder(tmp_path_factory, grating_recordings):
     ("arguments", "says"),
     [
         (("run", "nowhere.yaml"), "there is no study file nowhere.yaml"),
+        (("plan", "nowhere.yaml"), "there is no study file nowhere.yaml"),
+        (("demo", "--executor", "slrum"), "did you mean 'slurm'?"),
+        (("demo", "--option", "gpu"), "--option is 'gpu'; give NAME=VALUE"),
+        (("demo", "--option", "a=1"), "'local' takes no options"),
         (("demo", "--seeds", "one"), "--seeds is 'one'; give whole numbers"),
         (("demo", "--seeds", "1,1"), "only once"),
         (("hooks", "nowhere"), "nowhere is no decoder folder"),
@@ -182,6 +186,74 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(call):
     Path("mine/notes.txt").write_text("mine")
     assert "mine is not empty" in refused(call("run", "study.yaml", "--out", "mine"))
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+PLANNED = """
+name: Planned
+recordings: {simulate: {n_animals: 2}}
+sae: {hooks: [blocks.-1.hook_resid_post]}
+ablation: {decision_hook: null}
+sweep: {sae.k: [4, 8]}
+"""
+
+
+def test_plan_lists_cells_with_time_and_disk_and_writes_nothing(call):
+    Path("study.yaml").write_text(PLANNED)
+    result = call("plan", "study.yaml", "--workers", 2)
+    assert result.exit_code == 0
+    states = [line.split()[0] for line in result.stdout.splitlines() if "to do about" in line]
+    assert sorted(set(states)) >= ["ablation", "decoder", "decoding", "dictionary", "recordings"]
+    assert states.count("dictionary") == 2
+    assert states.count("decoder") == 1
+    assert "of 2 combinations" in result.stdout
+    assert "with 2 workers" in result.stdout
+    assert "by rule of thumb" in result.stdout
+    assert [path.name for path in Path().iterdir()] == ["study.yaml"]
+
+
+def test_a_quick_form_plans_another_study(call):
+    Path("study.yaml").write_text(PLANNED)
+    names = [
+        {word for word in call("plan", "study.yaml", *quick).stdout.split() if "decoder-" in word}
+        for quick in ((), ("--quick",))
+    ]
+    assert len(names[0]) == len(names[1]) == 1
+    assert names[0] != names[1]
+
+
+def test_diff_says_what_differs_by_its_exit_code(call):
+    import pandas as pd
+
+    from neuro_lens.base import write_json, write_table
+
+    for name, k in (("a", 4), ("b", 4), ("c", 8)):
+        write_json(Path(name) / "study.json", {"sae": {"k": k}})
+        write_json(Path(name) / "provenance.json", {"versions": {}, "hashes": {}})
+        write_table(pd.DataFrame({"feature": [1], "effect": [k / 10]}), name, "tuning")
+    same = call("diff", "a", "b")
+    assert (same.exit_code, same.stdout) == (0, "no difference\n")
+    differs = call("diff", "a", "c")
+    assert differs.exit_code == 1
+    assert "sae.k: differs: 4 | 8" in differs.stdout
+    assert "tuning.effect" in differs.stdout
+    assert "nowhere holds no finished run" in refused(call("diff", "a", "nowhere"))
+
+
+def test_a_stopped_study_says_how_to_go_on(call, monkeypatch):
+    from neuro_lens import studies
+
+    def stopped(*_, **__):
+        raise studies.StudyStopped("stopped with 3 of 9 cells done")
+
+    monkeypatch.setattr(studies, "run_study", stopped)
+    monkeypatch.setattr(sys, "argv", ["neuro-lens", "run", "study.yaml", "--out", "my results"])
+    Path("study.yaml").write_text(PLANNED)
+    result = call("run", "study.yaml", "--out", "my results")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "neuro-lens: stopped with 3 of 9 cells done; neuro-lens run study.yaml --out "
+        "'my results' goes on from there\n"
+    )
 
 
 def test_other_errors_are_not_hidden(monkeypatch, call):
