@@ -16,6 +16,7 @@ from .decoding import (
 from .files import load_checkpoint, load_decoder, save_decoder
 from .linear import linear_decoding
 from .multitask import multitask_readouts, multitask_summary, multitask_table
+from .published import load_published, published_decoder
 from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
 from .streaming import stream_windows
 from .training import train_decoder
@@ -35,10 +36,12 @@ __all__ = [
     "linear_table",
     "load_checkpoint",
     "load_decoder",
+    "load_published",
     "merge_opposite",
     "multitask_readouts",
     "multitask_summary",
     "multitask_table",
+    "published_decoder",
     "save_decoder",
     "stream_windows",
     "task_of_variable",

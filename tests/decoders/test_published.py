@@ -1,0 +1,161 @@
+"""A made-up checkpoint in the layout of the public one, and fine-tuning on new sessions."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from neuro_lens.base import NeuroLensError
+from neuro_lens.decoders import (
+    PUBLISHED_READOUTS,
+    add_recordings,
+    load_published,
+    multitask_table,
+    published_decoder,
+    stream_windows,
+    train_decoder,
+)
+from neuro_lens.recordings import load_recordings, write_recording
+from neuro_lens.recordings.brain_observatory import read_nwb
+
+SMALL = {
+    "dim": 32, "depth": 1, "dim_head": 16, "cross_heads": 1, "self_heads": 2, "t_min": 0.1,
+    "latent_step": 0.5, "num_latents_per_step": 4, "pool": 10,
+}  # fmt: skip
+BRAINSET = "allen_visual_coding_ophys_2016"
+
+
+def write_sessions(folder, made_up_nwb, numbers):
+    for number in numbers:
+        nwb = folder / f"{number}.nwb"
+        made_up_nwb.write_nwb(nwb, number, seed=number, n_cells=10, trials=40, movie=30, noise=0.02)
+        write_recording(read_nwb(nwb, "blocks"), folder, str(number))
+        nwb.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory, made_up_nwb):
+    return write_sessions(tmp_path_factory.mktemp("known"), made_up_nwb, (101, 102))
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory, made_up_nwb):
+    return write_sessions(tmp_path_factory.mktemp("new"), made_up_nwb, (103,))
+
+
+def write_checkpoint(decoder, path, sessions):
+    """Write a Lightning checkpoint as torch_brain 0.1 did: prefixes on weights and on ids."""
+    state = OrderedDict((f"model.{k}", v) for k, v in decoder.state_dict().items())
+    owner = {unit: rid for rid, units in sessions.items() for unit in units}
+
+    def named(word):
+        if word == "NA":
+            return word
+        return f"{BRAINSET}/{owner[word]}/{word}" if word in owner else f"{BRAINSET}/{word}"
+
+    for table in ("unit_emb", "session_emb"):
+        vocab = state[f"model.{table}.vocab"]
+        state[f"model.{table}.vocab"] = OrderedDict((named(w), i) for w, i in vocab.items())
+    torch.save(
+        {
+            "epoch": 414,
+            "global_step": 1000,
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": state,
+            "loops": {"fit_loop": {"state_dict": {}}},
+            "callbacks": {"ModelCheckpoint": {"best_model_path": ""}},
+            "optimizer_states": [{"state": {}, "param_groups": [{"lr": 1e-3}]}],
+            "lr_schedulers": [{"last_epoch": 3}],
+            "hyper_parameters": {"model": {"dim": 32}, "epochs": 2000},
+        },
+        path,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(known):
+    """A small decoder of all published tasks, trained on two sessions' gratings."""
+    torch.manual_seed(0)
+    decoder = published_decoder("single_session", **SMALL)
+    decoder.init_vocabs(load_recordings(known))
+    fit = stream_windows(known, decoder, split="fit", within="drifting_gratings", step=0.5)
+    train_decoder(decoder, fit, steps=200, batch_size=32, lr=4e-3, mixup=0.0, unit_dropout=0.3)
+    return decoder
+
+
+@pytest.fixture
+def checkpoint(trained, known, tmp_path):
+    dataset = load_recordings(known)
+    units = {rid: dataset.get_recording(rid).rois.id.tolist() for rid in dataset.recording_ids}
+    write_checkpoint(trained, tmp_path / "epoch_414.ckpt", units)
+    return tmp_path / "epoch_414.ckpt"
+
+
+def direction_accuracy(decoder, folder, split):
+    windows = stream_windows(folder, decoder, split=split, within="drifting_gratings", step=0.5)
+    table = multitask_table(decoder, windows).set_index(["task", "metric"])
+    return table.loc[("drifting_gratings_orientation", "accuracy"), "value"].mean()
+
+
+def test_the_published_sizes_have_the_published_number_of_weights():
+    decoder = published_decoder()
+    core = [p for n, p in decoder.named_parameters() if not n.startswith(("unit_emb", "session_e"))]
+    heads = sum(p.numel() for n, p in decoder.named_parameters() if "projections" in n)
+    assert list(decoder.readout_specs) == list(PUBLISHED_READOUTS)
+    assert len(decoder.proc_layers) == 24
+    # 13.5 million with the heads that the published model has
+    assert 11.5e6 < sum(p.numel() for p in core) - heads < 13.5e6
+    assert len(published_decoder("single_session").proc_layers) == 6
+    with pytest.raises(NeuroLensError, match="did you mean 'single_session'"):
+        published_decoder("single_sesion")
+
+
+def test_a_checkpoint_decodes_prepared_recordings_as_the_decoder_that_was_saved(
+    checkpoint, trained, known
+):
+    loaded = load_published(checkpoint, "single_session", **SMALL)
+    assert dict(loaded.unit_emb.vocab) == dict(trained.unit_emb.vocab)
+    assert dict(loaded.session_emb.vocab) == dict(trained.session_emb.vocab)
+    batch = next(iter(stream_windows(known, loaded, split="report")))
+    with torch.no_grad():
+        ours, theirs = loaded(**batch.inputs), trained.eval()(**batch.inputs)
+    assert all(torch.equal(ours[task], theirs[task]) for task in theirs)
+    assert direction_accuracy(loaded, known, ("select", "report")) > 0.3
+
+
+def test_units_that_the_checkpoint_lacks_are_said_and_can_be_added(checkpoint, new):
+    decoder = load_published(checkpoint, "single_session", **SMALL)
+    with pytest.raises(NeuroLensError, match=r"does not know '540103000' and 9 more.*add_record"):
+        next(iter(stream_windows(new, decoder)))
+    core = {
+        name: p.detach().clone()
+        for name, p in decoder.named_parameters()
+        if name not in ("unit_emb.weight", "session_emb.weight")
+    }
+    kept = decoder.unit_emb.weight.detach().clone()
+
+    def fit(decoder):
+        return stream_windows(new, decoder, split="fit", within="drifting_gratings", step=0.5)
+
+    add_recordings(
+        decoder, load_recordings(new), fit, steps=200, lr=2e-2, mixup=0.0, unit_dropout=0.3
+    )
+    named = dict(decoder.named_parameters())
+    assert all(torch.equal(named[name], before) for name, before in core.items())
+    assert torch.equal(decoder.unit_emb.weight[: len(kept)], kept)
+    assert direction_accuracy(decoder, new, ("select", "report")) > 0.3
+
+
+def test_other_sizes_and_ids_that_fall_together_are_refused(checkpoint, tmp_path):
+    with pytest.raises(NeuroLensError, match="does not fit the decoder"):
+        load_published(checkpoint, "single_session")
+    content = torch.load(checkpoint, weights_only=True)
+    vocab = content["state_dict"]["model.unit_emb.vocab"]
+    words = [*list(vocab)[:-1], "another/" + list(vocab)[1].rsplit("/", 1)[1]]
+    content["state_dict"]["model.unit_emb.vocab"] = OrderedDict(
+        zip(words, vocab.values(), strict=True)
+    )
+    torch.save(content, tmp_path / "twice.ckpt")
+    with pytest.raises(NeuroLensError, match="names 1 ids of unit_emb that only differ"):
+        load_published(tmp_path / "twice.ckpt", "single_session", **SMALL)
