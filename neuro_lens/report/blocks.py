@@ -35,12 +35,23 @@ COLUMNS = {
     "ablation": "hook dictionary recording_id variable ablated tested nats",
     "ablation_summary": "hook dictionary recording_id on_target off_target specificity low high "
     "auc_on auc_low auc_high matched_q95 p_rank n_controls n_values n_judged sae_judged beaten",
+    "probe_map": "recording_id hook variable what score chance",
+    "beside_units": "recording_id hook variable what id effect reliability",
+    "noise": "recording_id hook variable source correlation measure estimate low high",
+    "attribution": "recording_id hook feature reads n_units units_for_half share_first complete",
+    "attribution_units": "recording_id hook feature unit share",
+    "generalisation": "held_out hook variable feature agrees chance p q status",
+    "drift": "recording_id hook variable feature drift p p_floor q status",
+    "reproducibility": "hook seed_a seed_b given feature_a correlation baseline p_floor "
+    "reproducible status",
+    "unseen": "variable n_animals n_core accuracy chance p p_floor words",
+    "left_out": "table recording_id hook why",
 }
 
 
 @dataclass
 class Paragraph:
-    """A line of text; ``kind`` is ``text``, ``verdict``, ``aside`` or ``absent``."""
+    """A line of text; ``kind`` is ``text``, ``topic``, ``verdict``, ``aside`` or ``absent``."""
 
     text: str
     kind: str = "text"

@@ -69,7 +69,10 @@ def plot_probe_map(probes: pd.DataFrame, whats: Sequence[str] | None = None) -> 
 
 @styled
 def plot_feature_map(
-    tuning: pd.DataFrame, features: Sequence[int] | None = None, n: int = SHOWN
+    tuning: pd.DataFrame,
+    features: Sequence[int] | None = None,
+    n: int = SHOWN,
+    covariates: pd.DataFrame | None = None,
 ) -> Figure:
     """Plot the effect size of features for every variable; significant ones are in bold.
 
@@ -82,6 +85,9 @@ def plot_feature_map(
         ordered by the variable that they are tuned to most. They are then the largest of many, so
         their effects are somewhat too large.
     n : int
+    covariates : DataFrame, optional
+        From `covariates`, of the same recording and hook: the features' rank correlations with
+        slow signals, in a panel of their own.
 
     Returns
     -------
@@ -109,15 +115,33 @@ def plot_feature_map(
         raise NeuroLensError(f"feature {missing[0]} is not in the table of {len(effect)} features")
     bold = tuning.pivot(index="feature", columns="variable", values="significant")[variables]
     shown = effect.loc[list(features)].to_numpy(float)
-    figure = blank(2.2 + 0.75 * len(variables), 1.2 + 0.22 * len(shown))
-    axis = figure.subplots()
-    span = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
-    image = _heat(axis, shown, shown, span, bold.loc[list(features)].to_numpy(bool))
-    _ticks(axis, variables, [str(f) for f in features])
-    axis.set_ylabel("feature")
     names = tuning["effect_name"].dropna().unique()
-    _bar(figure, image, [axis], effect_label(str(names[0])) if len(names) == 1 else "effect")
+    label = effect_label(str(names[0])) if len(names) == 1 else "effect"
+    marked = bold.loc[list(features)].to_numpy(bool)
+    parts = [(variables, shown, marked, label)]
+    if covariates is not None:
+        parts.append(_signals(covariates, list(features)))
+    widths = [len(part[0]) for part in parts]
+    figure = blank(2.2 + 0.75 * sum(widths) + 0.9 * (len(parts) - 1), 1.2 + 0.22 * len(shown))
+    axes = figure.subplots(1, len(parts), squeeze=False, sharey=True, width_ratios=widths)[0]
+    for axis, (columns, values, heavy, name) in zip(axes, parts, strict=True):
+        span = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+        image = _heat(axis, values, values, span, heavy)
+        _ticks(axis, columns, [str(f) for f in features])
+        _bar(figure, image, [axis], name)
+    axes[0].set_ylabel("feature")
     return figure
+
+
+def _signals(
+    covariates: pd.DataFrame, features: list[int]
+) -> tuple[list[str], np.ndarray, np.ndarray, str]:
+    """Return the signals, the features' correlations with them, and which are significant."""
+    names = list(dict.fromkeys(covariates["covariate"]))
+    wide = covariates.pivot(index="feature", columns="covariate", values=["r", "significant"])
+    wide = wide.reindex(features)
+    heavy = wide["significant"][names].eq(True)
+    return names, wide["r"][names].to_numpy(float), heavy.to_numpy(bool), "rank correlation"
 
 
 @styled

@@ -15,6 +15,7 @@ from .confounds import before_section, covariates_section
 from .decoding import decoding_section
 from .dictionary import dictionary_section
 from .features import features_section
+from .more import more_section
 from .removal import ablation_section, decision_section
 from .stimulus_or_answer import stimulus_or_answer_section
 from .style import plural
@@ -50,6 +51,7 @@ def write_report(results: str | Path) -> Path:
         animals_section(read),
         ablation_section(read),
         decision_section(read),
+        more_section(read),
     ]
     html = _template().render(
         title=read.setting("name", default=read.folder.resolve().name),

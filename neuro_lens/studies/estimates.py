@@ -18,6 +18,10 @@ RULES: dict[str, tuple[float, float, float, float]] = {
     "dictionary": (5.0, 3.0e-6, 1e5, 20.0),
     "tuning": (5.0, 1.0e-6, 2e5, 20.0),
     "ablation": (5.0, 2.0e-3, 2e5, 100.0),
+    "probes": (15.0, 0.0, 2e4, 0.0),
+    "comparisons": (15.0, 0.0, 1e6, 0.0),
+    "reproducibility": (10.0, 0.0, 2e5, 0.0),
+    "unseen": (60.0, 0.0, 2e4, 0.0),
 }
 """By stage: seconds at least, seconds per unit of work, bytes at least, bytes per unit of size."""
 

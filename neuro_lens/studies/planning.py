@@ -12,7 +12,13 @@ from .stages import BEFORE, DURING
 STAGES = "neuro_lens.studies.stages"
 FEATURE_STAGES = "neuro_lens.studies.feature_stages"
 ABLATION_STAGES = "neuro_lens.studies.ablation_stages"
-WAVES = (("decoder",), ("decoding", "dictionary"), ("tuning", "ablation"))
+FURTHER_STAGES = "neuro_lens.studies.further_stages"
+WAVES = (
+    ("decoder",),
+    ("decoding", "dictionary"),
+    ("tuning", "ablation", "probes", "unseen"),
+    ("comparisons", "reproducibility"),
+)
 TABLES = {
     "training": "decoder",
     "decoding": "decoding",
@@ -31,6 +37,16 @@ TABLES = {
     "ablation_groups": "ablation",
     "ablation_confusions": "ablation",
     "ablation_matching": "ablation",
+    "probe_map": "probes",
+    "beside_units": "comparisons",
+    "noise": "comparisons",
+    "attribution": "comparisons",
+    "attribution_units": "comparisons",
+    "generalisation": "comparisons",
+    "drift": "comparisons",
+    "left_out": "comparisons",
+    "reproducibility": "reproducibility",
+    "unseen": "unseen",
 }
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
 
@@ -67,7 +83,7 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
             features = {**base, "dictionary": dictionary.name}
             tuning = Cell(
                 f"{FEATURE_STAGES}:tuning",
-                {**features, "windows": windows, **study.tuning.model_dump()},
+                {**features, "windows": windows, **study.tuning.model_dump(exclude={"unseen"})},
             )
             plan.append(("tuning", tuning))
             if hook in _ablated(study):
@@ -82,7 +98,47 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
                         ),
                     )
                 )
-    return plan
+    return plan + _further(study, plan)
+
+
+def _further(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the cells that say more about the features of a plan's dictionaries."""
+    of_stage = {stage: [c for s, c in plan if s == stage] for stage in ("dictionary", "tuning")}
+    common = {"window": list(study.recordings.window), "variables": list(study.tuning.variables)}
+    found: list[tuple[str, dict]] = []
+    for seed in study.seeds:
+        mine = [cell for cell in of_stage["dictionary"] if cell.params["seed"] == seed]
+        shared = {key: mine[0].params[key] for key in ("recordings", "decoder", "seed")} | common
+        found.append(("probes", {**shared, "dictionaries": [c.name for c in mine]}))
+    for trained, tuned in zip(of_stage["dictionary"], of_stage["tuning"], strict=True):
+        shared = {key: trained.params[key] for key in ("recordings", "decoder", "seed")} | common
+        names = {"dictionary": trained.name, "tuning": tuned.name}
+        found.append(("comparisons", {**shared, **names}))
+    for hook in _hooks(study) if len(study.seeds) > 1 else []:
+        alike = [cell for cell in of_stage["dictionary"] if cell.params["hook"] == hook]
+        params = {
+            "recordings": alike[0].params["recordings"],
+            "decoders": [cell.params["decoder"] for cell in alike],
+            "dictionaries": [cell.name for cell in alike],
+            "seeds": list(study.seeds),
+            "alpha": study.tuning.alpha,
+            "seed": study.seeds[0],
+        }
+        found.append(("reproducibility", {**params, **common}))
+    cells = [(stage, Cell(f"{FURTHER_STAGES}:{stage}", params)) for stage, params in found]
+    return cells + (_unseen(study, plan) if study.tuning.unseen else [])
+
+
+def _unseen(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the cells of decoders that are trained without some of the recordings."""
+    decoders = [cell.params for stage, cell in plan if stage == "decoder"]
+    settings = study.sae.model_dump(exclude={"hooks"})
+    asked = {"held_out": list(study.tuning.unseen), "between": list(study.tuning.between)}
+    asked |= {"hook": _resolved(study.ablation.hook, study.decoder.depth), "settings": settings}
+    return [
+        ("unseen", Cell(f"{FURTHER_STAGES}:unseen", {**d, **asked, "alpha": study.tuning.alpha}))
+        for d in decoders
+    ]
 
 
 def _recordings(study: Study) -> Cell:

@@ -157,12 +157,17 @@ class Tuning(_Fields):
         Most permutations of a test.
     between : list of str
         Variables of the animals, tested once over all splits of them.
+    unseen : list of str
+        Recordings that another decoder is trained without; only embeddings are then fitted to
+        them, and ``between`` is predicted on their animals. It takes as long as another decoder
+        and dictionary, and three animals or more of each group.
     """
 
     variables: Annotated[list[Name], Field(min_length=1)] = ["direction", "orientation"]
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     permutations: Count = 9999
     between: list[Name] = ["genotype"]
+    unseen: list[Name] = []
 
 
 class Ablation(_Fields):

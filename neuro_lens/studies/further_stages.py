@@ -1,0 +1,280 @@
+"""The stages of a study that say more of features: beside units, elsewhere, and of what units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..base import NeuroLensError, read_json, read_table, write_table
+from .feature_stages import recorded_units
+from .stages import ASKED, DURING, new_decoder, open_decoder
+
+HELD_OUT = ("select", "report")
+STREAM = "hook_resid_post"
+SPARSE_PROBES = (1, 4)
+ATTRIBUTED = 3
+STEPS = 8
+SHUFFLES = 199
+RESAMPLES = 200
+UNSEEN = (
+    "variable", "hook", "n_animals", "n_core", "accuracy", "chance", "p", "p_floor", "n_splits",
+    "reachable", "words", "held_out", "seed",
+)  # fmt: skip
+FOLDS = 4
+
+
+def probes(
+    folder: Path,
+    recordings: str,
+    decoder: str,
+    dictionaries: Sequence[str],
+    window: tuple[float, float],
+    variables: Sequence[str],
+    seed: int,
+) -> None:
+    """Probe the residual stream along the decoder, its dictionaries and units: ``probe_map``."""
+    from ..hooks import hook_model
+    from ..saes import load_sae
+    from ..tuning import probe_map
+
+    model, make = open_decoder(folder, recordings, decoder)
+    hooked = hook_model(model)
+    held_out = make(window=tuple(window), split=list(HELD_OUT))
+    saes = [load_sae(folder.parent / name / "sae") for name in dictionaries]
+    of_saes = [sae.cfg.metadata.hook_name for sae in saes]
+    stream = [hook for hook in hooked.hook_dict if hook.endswith(STREAM)]
+    table = probe_map(
+        hooked,
+        list(dict.fromkeys([*stream, *of_saes])),
+        list(variables),
+        held_out,
+        saes=saes,
+        units=list(recorded_units(held_out).values()),
+        control_tasks=1,
+        n_folds=FOLDS,
+        k=[k for k in SPARSE_PROBES if all(k <= sae.cfg.d_sae for sae in saes)],
+        seed=seed,
+    )
+    write_table(table.assign(seed=seed), folder, "probe_map")
+
+
+def comparisons(
+    folder: Path,
+    recordings: str,
+    decoder: str,
+    dictionary: str,
+    tuning: str,
+    window: tuple[float, float],
+    variables: Sequence[str],
+    seed: int,
+) -> None:
+    """Set features beside their units, and see whether they hold in other animals and later.
+
+    Writes the tables ``attribution`` and ``attribution_units`` (fit windows, of the features that
+    ``tuning`` found strongest), ``beside_units``, ``noise``, ``generalisation``, ``drift`` and,
+    of what could not be measured, ``left_out``.
+    """
+    from ..hooks import hook_model
+    from ..saes import load_sae
+    from ..tuning import (
+        attribute,
+        compare_with_units,
+        drift,
+        generalises,
+        noise_correlations,
+        trial_codes,
+    )
+
+    model, make = open_decoder(folder, recordings, decoder)
+    hooked = hook_model(model)
+    sae = load_sae(folder.parent / dictionary / "sae")
+    every = make(window=tuple(window))
+    held_out = every.where(lambda labels: labels["split"] != "fit")
+    codes = trial_codes(hooked, sae, held_out)
+    strongest = strongest_features(read_table(folder.parent / tuning / "tuning.parquet"))
+    made = _Made(codes.hook)
+    for rid, units in recorded_units(held_out).items():
+        fit = every.where(lambda t, rid=rid: (t["split"] == "fit") & (t["recording_id"] == rid))
+        given: Any = strongest.get(rid, [])
+        driven = made.call(rid, "attribution", attribute, hooked, sae, given, fit, n_steps=STEPS)
+        driving = {}
+        if driven is not None:
+            made.add("attribution", driven.features.assign(split="fit"))
+            made.add("attribution_units", driven.units.assign(hook=codes.hook, split="fit"))
+            driving = driving_units(driven.units, model.unit_emb.vocab)
+        for name in variables:
+            beside = made.call(
+                rid, "beside_units", compare_with_units, codes, units, name, driving=driving
+            )
+            made.add("beside_units", beside)
+        noise = made.call(
+            rid, "noise", noise_correlations, codes, units, variables[0], n_boot=RESAMPLES
+        )
+        made.add("noise", noise)
+    for name in variables:
+        made.add("generalisation", made.call("all", "generalisation", generalises, codes, name))
+        made.add("drift", made.call("all", "drift", drift, codes, name, seed=seed))
+    made.write(folder, seed)
+
+
+class _Made:
+    """The tables that a stage makes, and what could not be measured, in words."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+        self.tables: dict[str, list[pd.DataFrame]] = {}
+
+    def call(
+        self,
+        recording_id: str,
+        table: str,
+        function: Callable[..., Any],
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Return what a function gives; of a recording that it refuses, None, and note why."""
+        try:
+            return function(*args, **options)
+        except NeuroLensError as error:
+            row = {"table": table, "recording_id": recording_id, "hook": self.hook}
+            self.add("left_out", pd.DataFrame([row | {"why": str(error)}]))
+            return None
+
+    def add(self, name: str, table: pd.DataFrame | None) -> None:
+        """Keep a table, if there is one."""
+        if table is not None and len(table):
+            self.tables.setdefault(name, []).append(table)
+
+    def write(self, folder: Path, seed: int) -> None:
+        """Write every table, its parts together."""
+        for name, parts in self.tables.items():
+            table = pd.concat(parts, ignore_index=True).assign(seed=seed)
+            write_table(table.astype({"id": str}) if "id" in table else table, folder, name)
+
+
+def strongest_features(tested: pd.DataFrame, n: int = ATTRIBUTED) -> dict[str, list[int]]:
+    """Return each recording's ``n`` features with the largest effect of any variable.
+
+    Of the stimulus's window, and those that are significant first.
+    """
+    rows = tested[(tested["window"] == DURING) & (tested["status"] == "tested")]
+    rows = rows.sort_values(["significant", "effect"], ascending=False, kind="stable")
+    rows = rows.drop_duplicates(["recording_id", "feature"]).groupby("recording_id", sort=True)
+    return {str(rid): part["feature"].head(n).astype(int).tolist() for rid, part in rows}
+
+
+def driving_units(attributed: pd.DataFrame, vocabulary: Mapping[str, int]) -> dict[int, list[int]]:
+    """Return for each feature the columns of the units that hold half of its magnitude.
+
+    Parameters
+    ----------
+    attributed : DataFrame
+        The ``units`` of `neuro_lens.tuning.attribute`, of one recording.
+    vocabulary : mapping of str to int
+        The decoder's number of each unit, in whose order the columns stand.
+    """
+    names = sorted(attributed["unit"].unique(), key=vocabulary.__getitem__)
+    column = {name: i for i, name in enumerate(names)}
+    found = {}
+    for feature, rows in attributed.groupby("feature"):
+        rows = rows.sort_values("share", ascending=False, kind="stable")
+        n = int(np.searchsorted(rows["share"].cumsum(), 0.5 - 1e-9) + 1)
+        found[int(feature)] = rows["unit"].head(n).map(column).tolist()
+    return found
+
+
+def reproducibility(
+    folder: Path,
+    recordings: str,
+    decoders: Sequence[str],
+    dictionaries: Sequence[str],
+    seeds: Sequence[int],
+    window: tuple[float, float],
+    variables: Sequence[str],
+    alpha: float,
+    seed: int,
+) -> None:
+    """Match the features of every two seeds by what they do on held-out trials.
+
+    Writes the table ``reproducibility``: as they are, and with the first variable held fixed.
+    """
+    from ..hooks import hook_model
+    from ..saes import load_sae
+    from ..tuning import match_by_activity, trial_codes
+
+    codes = []
+    for decoder, dictionary in zip(decoders, dictionaries, strict=True):
+        model, make = open_decoder(folder, recordings, decoder)
+        sae = load_sae(folder.parent / dictionary / "sae")
+        held_out = make(window=tuple(window), split=list(HELD_OUT))
+        codes.append(trial_codes(hook_model(model), sae, held_out))
+    tables = []
+    for (a, first), (b, second) in combinations(zip(seeds, codes, strict=True), 2):
+        for given in (None, variables[0]):
+            found = match_by_activity(
+                first, second, given=given, n_shuffles=SHUFFLES, alpha=alpha, seed=seed
+            )
+            words = {"hook": first.hook, "seed_a": a, "seed_b": b, "given": given or ""}
+            tables.append(found.assign(**words))
+    write_table(pd.concat(tables, ignore_index=True), folder, "reproducibility")
+
+
+def unseen(
+    folder: Path,
+    recordings: str,
+    held_out: Sequence[str],
+    hook: str,
+    shape: Mapping[str, Any],
+    training: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    window: tuple[float, float],
+    between: Sequence[str],
+    alpha: float,
+    seed: int,
+) -> None:
+    """Predict what belongs to animals on animals whose embeddings alone were fitted.
+
+    Another decoder and dictionary are trained without the recordings ``held_out``; these then get
+    embeddings, with all else frozen. Writes the table ``unseen``, a row a variable; where there are
+    too few animals it says so in ``words``.
+    """
+    from ..activations import harvest
+    from ..decoders import add_recordings, train_decoder
+    from ..hooks import hook_model
+    from ..recordings import batches, load_recordings
+    from ..saes import train_sae
+    from ..tuning import predict_between, trial_codes
+
+    place, ids = folder.parent / recordings, list(held_out)
+    asked = read_json(place / ASKED)
+    every = load_recordings(place).recording_ids
+    core = load_recordings(place, [r for r in every if r not in ids])
+    new = load_recordings(place, ids)
+    model = new_decoder(core, shape, window, seed, **asked["decoder"])
+
+    def windows(dataset: Any, split: Any) -> Any:
+        during = (window[0], window[1])
+        return batches(dataset, model.tokenize, split=split, window=during, **asked["windows"])
+
+    train_decoder(model, windows(core, "fit"), seed=seed, **training)
+    acts = harvest(hook_model(model), windows(core, "fit"), hook)
+    sae = train_sae(acts, seed=seed, **settings)
+    fitted = {k: v for k, v in training.items() if k != "weight_decay"}
+    fitted["steps"] = max(1, training["steps"] // 4)
+    add_recordings(model, new, lambda _: windows(new, "fit"), seed=seed, **fitted)
+    tested = windows(new, list(HELD_OUT))
+    codes = trial_codes(hook_model(model), sae, tested, allow_other_decoder=True)
+    rows = []
+    for variable in between:
+        try:
+            row = predict_between(codes, None, variable, alpha=alpha, seed=seed)
+        except NeuroLensError as error:
+            row = pd.DataFrame([{"variable": variable, "hook": hook, "words": str(error)}])
+        rows.append(row.assign(n_core=len(core.recording_ids), held_out=", ".join(ids), seed=seed))
+    table = pd.concat(rows, ignore_index=True)
+    write_table(table.reindex(columns=UNSEEN), folder, "unseen")

@@ -1,0 +1,155 @@
+"""Words and pictures about the features: what is said must be what the tables hold."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from neuro_lens.report import (
+    plot_attribution,
+    plot_beside_units,
+    plot_feature_map,
+    plot_generalisation,
+    plot_noise,
+    plot_reproducibility,
+)
+from neuro_lens.report.beside_units import noise_words, units_words
+from neuro_lens.report.blocks import Paragraph, Picture, Results
+from neuro_lens.report.driving import driving_words
+from neuro_lens.report.elsewhere import (
+    drift_words,
+    generalisation_words,
+    reproducibility_words,
+    unseen_blocks,
+)
+from neuro_lens.report.more import more_section, readout_words
+
+HOOK, LAST = "blocks.1.hook_resid_post", "dec.hook_resid_post"
+
+
+def of_hook(table):
+    return table[table["hook"] == HOOK]
+
+
+def test_each_topic_is_one_picture_with_words(results):
+    section = more_section(Results(results))
+    topics = [b.text for b in section.blocks if isinstance(b, Paragraph) and b.kind == "topic"]
+    assert len(topics) == 8
+    assert sum(isinstance(b, Picture) for b in section.blocks) == 7
+    text = " ".join(b.text for b in section.blocks if isinstance(b, Paragraph))
+    assert f"Features are those at {HOOK}." in text
+
+
+def test_what_was_not_run_is_left_out_or_said(results, tables):
+    for name in ("probe_map", "noise", "reproducibility", "unseen", "generalisation", "drift"):
+        (results / f"{name}.parquet").unlink()
+    section = more_section(Results(results))
+    topics = [b.text for b in section.blocks if isinstance(b, Paragraph) and b.kind == "topic"]
+    assert topics == ["Features by variables", "Features beside units", "Which units drive them"]
+
+
+def test_the_readout_is_set_against_units_and_an_untrained_decoder(tables):
+    words = readout_words(tables["probe_map"])
+    assert words[0] == (
+        f"Direction is read best at {LAST}: 0.55 of held-out trials are told; 0.52 from the "
+        "recorded units, which is less in 6 of 6 recordings; 0.25 from an untrained decoder there, "
+        "which is less in 6 of 6 recordings; 0.12 of shuffled labels."
+    )
+    worse = tables["probe_map"]
+    worse = worse.assign(score=worse["score"].where(worse["what"] != "activations", 0.3))
+    assert "0.52 from the recorded units, which is less in 0 of 6" in readout_words(worse)[0]
+
+
+def test_features_are_said_to_beat_units_only_where_they_do(tables):
+    words = units_words(of_hook(tables["beside_units"]))
+    assert words[0].startswith(
+        "The best feature is tuned to direction more strongly than the best unit in 5 of 6 "
+        "recordings above chance (in mrcuts24, where it is strongest, ω² 0.50 beside 0.40), and "
+    )
+    assert "Of the 12 strongest features and variables, 12 are tuned more strongly" in words[2]
+    assert units_words(tables["beside_units"].iloc[:0]) == [
+        "No recording is decoded above chance, so features and units are not compared."
+    ]
+
+
+def test_noise_is_called_less_only_where_the_interval_says_so(tables):
+    words = noise_words(of_hook(tables["noise"]))
+    assert "share less noise than units do in mrcuts24, mrcuts25, mrcuts26, mrcuts28" in words
+    assert "in the other 1 the interval of the difference covers 0" in words
+    alike = tables["noise"].assign(low=-0.1, high=0.1)
+    assert noise_words(of_hook(alike)).startswith("In no recording do pairs of features share")
+
+
+def test_few_and_many_units_are_counted(tables):
+    words = driving_words(tables["attribution"])
+    assert words.startswith("6 of 12 features read few units")
+    assert "7 of 40 units (median; 2 to 12)" in words
+    assert "6 features did not fire in these windows." in words
+    silent = tables["attribution"].query("reads == 'does not fire'")
+    assert driving_words(silent).startswith("None of the strongest features fires")
+
+
+def test_features_of_other_animals_and_drift_are_said_also_where_there_is_nothing(tables):
+    words = generalisation_words(tables["generalisation"], 0.05)
+    assert words[0] == (
+        "Features chosen in other animals respond to the same direction in mrcuts28 (4 of 6); in "
+        "mrcuts24, mrcuts25, mrcuts26, mrcuts27 and mrcuts30 none does. 11 % keep their preferred "
+        "value, where chance gives 12 %."
+    )
+    none = generalisation_words(tables["generalisation"].assign(q=1.0), 0.05)
+    assert none[0].startswith("In no animal do features that others chose")
+    drift = drift_words(tables["drift"], 0.05)
+    assert "in 0 of 60 features, counted by recording" in drift[0]
+    assert "p cannot fall below 0.029, so 6 features would have to drift together" in drift[0]
+
+
+def test_features_of_another_seed_are_counted_with_and_without_shared_tuning(tables):
+    words = reproducibility_words(tables["reproducibility"])
+    assert "another seed finds 75 % (median correlation 0.80)" in words
+    assert "with direction held fixed 25 % (median correlation 0.20)" in words
+    assert "over 3 pairs of seeds" in words
+
+
+def test_animals_that_were_not_seen_are_predicted_or_refused_in_words(tables):
+    grid, refused = unseen_blocks(tables["unseen"])
+    assert grid.rows == [["genotype", "6", "6", "0.83", "0.50", "≤ 0.10", "0.10"]]
+    assert refused.text.startswith("Not predicted: the groups of 'cre_line' have 1, 5 animals")
+
+
+@pytest.mark.parametrize(
+    ("plot", "name"),
+    [
+        (plot_beside_units, "beside_units"),
+        (plot_noise, "noise"),
+        (plot_attribution, "attribution_units"),
+        (plot_generalisation, "generalisation"),
+        (plot_reproducibility, "reproducibility"),
+    ],
+)
+def test_pictures_are_of_all_recordings(tables, plot, name):
+    figure = plot(of_hook(tables[name]))
+    assert isinstance(figure, Figure)
+    if name == "attribution_units":
+        assert figure.axes[0].get_title(loc="left") == "mrcuts24"
+        assert len(figure.axes) == 6
+    elif name != "reproducibility":
+        labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert labels == sorted(tables["beside_units"]["recording_id"].unique())
+
+
+def test_marks_lie_at_the_tables_numbers(tables):
+    axis = plot_beside_units(of_hook(tables["beside_units"])).axes[0]
+    marks = [line.get_xdata()[0] for line in axis.lines if line.get_marker() in ("o", "D")]
+    assert sorted(set(marks)) == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    bars = plot_generalisation(tables["generalisation"]).axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([0, 0, 0, 0, 4 / 6, 0])
+
+
+def test_the_feature_map_shows_slow_signals_beside_effects(tables):
+    tuning = tables["tuning"].query(
+        "hook == @HOOK and recording_id == 'mrcuts28' and window == 'stimulus' and seed == 0"
+    )
+    signals = tables["covariates"].query("seed == 0 and given.isna()")
+    figure = plot_feature_map(tuning, [0, 7], covariates=signals)
+    shown = [t.get_text() for t in figure.axes[1].texts]
+    r = signals.set_index(["feature", "covariate"])["r"]
+    assert shown[0] == f"{r[0, 'running']:.2f}"
+    assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["running", "pupil"]
