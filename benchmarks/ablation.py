@@ -6,7 +6,7 @@ Run as ``python benchmarks/ablation.py [interventions]``.
 from __future__ import annotations
 
 import sys
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -86,20 +86,20 @@ def _downstream_share(hooked: Any, name: str, batch: Batch) -> float:
         at: list[float] = []
 
         def note(x: torch.Tensor, hook: Any, at: list[float] = at) -> None:
-            at.append(perf_counter())
+            at.append(process_time())
 
-        start = perf_counter()
+        start = process_time()
         with torch.no_grad(), hooked.hooks(fwd_hooks=[(name, note)]):
             hooked.decode(batch)
-        end = perf_counter()
+        end = process_time()
         shares.append((end - at[0]) / (end - start))
     return min(shares)
 
 
 def _timed(call: Any) -> tuple[Any, float]:
-    start = perf_counter()
+    start = process_time()
     result = call()
-    return result, perf_counter() - start
+    return result, process_time() - start
 
 
 @torch.no_grad()

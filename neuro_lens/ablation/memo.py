@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..hooks.devices import tensors_in
 
+FUNCTIONS = "functions"
+PLAIN = (bool, int, float, str, torch.dtype, torch.device)
+
 
 class Memo:
-    """Outputs of the modules that had returned when `stop` was called.
+    """What a decoder's modules, and functions called beside them, gave before `stop` was called.
 
     Only ``forward`` is stood in for, so hooks on a module still see what it gives. A module that
-    is called several times keeps its outputs in order; calls after the stop are computed. Inside
-    a module that had not returned yet, its children are kept the same way. A module that gives a
-    tensor subclass is always computed: hooks may travel in it. Other threads get the module's own
-    ``forward``.
+    is called several times keeps its outputs in order; calls after the stop are computed. Of a
+    module that had not returned yet, its children and what its own code called of PyTorch are
+    kept the same way. What gives a tensor subclass is always computed: hooks may travel in it.
+    Other threads get the module's own ``forward``.
 
     Parameters
     ----------
@@ -34,8 +38,8 @@ class Memo:
             for m in decoder.modules()
             if m is not decoder and not isinstance(m, torch.jit.ScriptModule)
         ]
-        self._frames: list[list[tuple[nn.Module, Any]]] = [[]]
-        self._kept: dict[nn.Module, list[Any]] = {}
+        self._frames: list[list[tuple[Any, Any]]] = [[]]
+        self._kept: dict[Any, list[Any]] = {}
         self._versions: list[tuple[Tensor, int]] = []
         self._stopped = False
 
@@ -57,7 +61,7 @@ class Memo:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Run the decoder in the block, calling `stop` at the hook."""
-        with _forwards({m: self._record(m) for m in self._modules}):
+        with _forwards({m: self._record(m) for m in self._modules}), _Functions(self._called):
             yield
         self._forget_changed()
 
@@ -68,13 +72,21 @@ class Memo:
         Outputs that the decoder changed in place are not safe to give again: once it did, nothing
         is kept any more.
         """
-        with _forwards({m: _replay(m, outputs) for m, outputs in self._kept.items()}):
+        modules = {m: outputs for m, outputs in self._kept.items() if m is not FUNCTIONS}
+        called = _Again(self._kept.get(FUNCTIONS, []))
+        with _forwards({m: _replay(m, outputs) for m, outputs in modules.items()}), called.mode:
             yield
         self._forget_changed()
 
     def _forget_changed(self) -> None:
         if any(t._version != version for t, version in self._versions):
             self._kept, self._versions = {}, []
+
+    def _called(self, func: Any, call: Callable[[], Any]) -> Any:
+        output = call()
+        if not self._stopped:
+            self._frames[-1].append((FUNCTIONS, (func, output)))
+        return output
 
     def _record(self, module: nn.Module) -> Callable:
         own, thread = module.forward, threading.get_ident()
@@ -90,6 +102,43 @@ class Memo:
             return output
 
         return forward
+
+
+class _Functions(TorchFunctionMode):
+    """Calls ``around(func, call)`` in place of each function of PyTorch."""
+
+    def __init__(self, around: Callable[[Any, Callable[[], Any]], Any]):
+        super().__init__()
+        self.around = around
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return self.around(func, lambda: func(*args, **(kwargs or {})))
+
+
+class _Again:
+    """Gives what functions gave, as long as they are called in the same order."""
+
+    def __init__(self, called: list[tuple[Any, Any]]):
+        self.left = iter(called)
+        self.mode: Any = _Functions(self._give) if called else nullcontext()
+
+    def _give(self, func: Any, call: Callable[[], Any]) -> Any:
+        kept, output = next(self.left, (None, None))
+        if kept != func:
+            self.left = iter(())
+            return call()
+        return output if _can_be_given(output) else call()
+
+
+def _can_be_given(output: Any) -> bool:
+    """Return whether a value is as good the second time; an iterator or a list is not."""
+    if isinstance(output, tuple):
+        return all(_can_be_given(v) for v in output)
+    if isinstance(output, Tensor):
+        return _is_plain(output)
+    return output is None or isinstance(output, PLAIN)
 
 
 def _replay(module: nn.Module, outputs: list[Any]) -> Callable:

@@ -243,3 +243,49 @@ def test_positional_arguments(hooked):
     given = Batch(inputs={}, args=(batch.inputs["x"], batch.inputs["mask"]))
     prefix = Prefix(hooked, "hook_resid_post", given, TASK)
     assert torch.equal(prefix.prediction, hooked.decoder(**batch.inputs))
+
+
+class OwnCode(ToyDecoder):
+    """Computes beside its modules, in place as well, before and after the hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls = 0
+
+    def forward(self, x, mask=None):
+        x = self.embed(x).clone()
+        x.add_(1.0)
+        first, second = x.chunk(2, dim=-1)
+        x = torch.cat([second, *(h.sin() for h in first.split(6, dim=-1))], dim=-1)
+        latents = x + self.branch(x)
+        return self.readout(self.squash(latents * latents.sum().cos()).mean(1))
+
+
+def test_what_a_decoder_computes_beside_its_modules_is_given_again():
+    decoder = OwnCode().eval()
+    batch = make_batch("report")
+    toy = hook(decoder)
+    prefix = Prefix(toy, "hook_resid_post", batch, TASK)
+    computed = []
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            computed.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    expected = decoder(**batch.inputs)
+    for _ in range(3):
+        computed.clear()
+        with Counting():
+            found = prefix.continue_from(prefix.x)
+        assert not {"sin.default", "add_.Tensor", "cat.default"} & set(computed)
+        assert "cos.default" in computed
+        assert torch.equal(found, expected)
+    edits = torch.stack([prefix.x, 0.5 * prefix.x, prefix.x + 1])
+    found = run(prefix, edits)
+    for edited, prediction in zip(edits, found, strict=True):
+        with (
+            torch.no_grad(),
+            toy.hooks(fwd_hooks=[("hook_resid_post", lambda x, hook, e=edited: e)]),
+        ):
+            assert (toy.decode(batch) - prediction).abs().max() <= 1e-6
