@@ -148,7 +148,7 @@ def _claim(out: Path, study: Study) -> str:
                 "give another --out, or remove the folder"
             )
         return ""
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(HALF_WRITTEN.fullmatch(path.name) for path in out.iterdir()):
         raise NeuroLensError(
             f"{out} is not empty and holds no study; give another --out, or empty it"
         )
