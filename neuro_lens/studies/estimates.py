@@ -13,7 +13,7 @@ from .planning import WAVES
 
 RULES: dict[str, tuple[float, float, float, float]] = {
     "recordings": (3.0, 0.0, 4e6, 0.0),
-    "decoder": (1.0, 2.0e-5, 1e5, 10.0),
+    "decoder": (4.0, 7.0e-6, 1e5, 10.0),
     "decoding": (3.0, 0.0, 2e4, 0.0),
     "dictionary": (5.0, 3.0e-6, 1e5, 20.0),
     "tuning": (5.0, 1.0e-6, 2e5, 20.0),
@@ -51,20 +51,25 @@ def known_costs(out: Path) -> list[dict[str, Any]]:
 
 
 def estimate(stage: str, cell: Cell, known: Sequence[Mapping[str, Any]]) -> Estimate:
-    """Return what a cell will cost: the median rate of finished cells of its stage, times its work.
+    """Return what a cell will cost: the rule of thumb, times how far off that was for others.
 
-    The units of work are rough: a cell unlike those that ran before may take a few times longer
-    or shorter.
+    That is the median ratio of what finished cells of its stage took to their rule of thumb. The
+    rules are rough: a cell unlike those that ran before may take a few times longer or shorter.
     """
-    work, size = work_of(stage, cell.params)
+    seconds, size = _rule(stage, cell.params)
     like = [card for card in known if card["command"] == cell.command]
-    if not like:
-        least_seconds, per_work, least_bytes, per_size = RULES[stage]
-        return Estimate(least_seconds + per_work * work, least_bytes + per_size * size, 0)
-    done = [work_of(stage, card["params"]) for card in like]
-    seconds = np.median([c["seconds"] / w for c, (w, _) in zip(like, done, strict=True)])
-    taken = np.median([c["bytes"] / s for c, (_, s) in zip(like, done, strict=True)])
-    return Estimate(float(seconds * work), float(taken * size), len(like))
+    if like:
+        rules = [_rule(stage, card["params"]) for card in like]
+        pairs = list(zip(like, rules, strict=True))
+        seconds *= float(np.median([card["seconds"] / rule[0] for card, rule in pairs]))
+        size *= float(np.median([card["bytes"] / rule[1] for card, rule in pairs]))
+    return Estimate(seconds, size, len(like))
+
+
+def _rule(stage: str, params: Mapping[str, Any]) -> tuple[float, float]:
+    work, size = work_of(stage, params)
+    least_seconds, per_work, least_bytes, per_size = RULES[stage]
+    return least_seconds + per_work * work, least_bytes + per_size * size
 
 
 def work_of(stage: str, params: Mapping[str, Any]) -> tuple[float, float]:
