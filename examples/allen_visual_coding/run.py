@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from claims import claims_table
 
 from neuro_lens import run_study
 from neuro_lens.recordings.allen_prepare import prepare_allen
@@ -87,6 +88,8 @@ def main() -> None:
     prepare_allen(raw, given.out / "prepared", split="blocks")
     prepared = time.time()
     report = run_study(study_of(given.quick, given.out / "prepared"), given.out / "study")
+    for row in claims_table(report.parent).itertuples():
+        print(f"{row.claim}: {row.measured}\n")
     print(f"prepared in {prepared - start:.0f} s, studied in {time.time() - prepared:.0f} s")
     print(report)
 

@@ -1,0 +1,99 @@
+"""Set each claim of the paper beside what a study measured (Freeman et al. 2025, 2506.14014)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+HOOK = "blocks."
+
+
+def claims_table(folder: Path) -> pd.DataFrame:
+    """Return ``claim`` and ``measured``, in words, from the tables of a study.
+
+    Parameters
+    ----------
+    folder : path
+        Of the study's results. A table that is missing gives "not measured".
+    """
+    claims = {
+        "The decoder decodes held-out trials": _decoding,
+        "The SAE keeps decoding performance": _kept,
+        "Features respond selectively to orientation": _tuned,
+        "Features respond selectively to the Cre line": _between,
+        "Ablating a variable's features impairs that variable": _ablated,
+    }
+    return pd.DataFrame(
+        [{"claim": claim, "measured": _said(measure, folder)} for claim, measure in claims.items()]
+    )
+
+
+def _said(measure, folder: Path) -> str:
+    try:
+        return measure(folder)
+    except FileNotFoundError as error:
+        return f"not measured: {error} is missing"
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise FileNotFoundError(path.name)
+    return pd.read_parquet(path)
+
+
+def _upstream(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["hook"].str.startswith(HOOK)]
+
+
+def _decoding(folder: Path) -> str:
+    table = _read(folder, "decoding")
+    parts = []
+    for variable, rows in table[table["window"] == "stimulus"].groupby("variable"):
+        by = rows.groupby("decoder")[["accuracy", "chance"]].mean()
+        beats = rows[rows["decoder"] == "transformer"]
+        n = int((beats["accuracy"] > beats["chance_high"]).sum())
+        parts.append(
+            f"{variable} {by.loc['transformer', 'accuracy']:.2f} (linear "
+            f"{by.loc['linear', 'accuracy']:.2f}, chance {by.loc['transformer', 'chance']:.2f}), "
+            f"above chance in {n} of {len(beats)} recordings"
+        )
+    return "; ".join(parts)
+
+
+def _kept(folder: Path) -> str:
+    parts = []
+    for (hook, task), rows in _read(folder, "sae_eval").groupby(["hook", "task"]):
+        parts.append(
+            f"{task} at {hook}: accuracy {rows['accuracy_bare'].mean():.2f} bare, "
+            f"{rows['accuracy_sae'].mean():.2f} with the SAE, {rows['agreement'].mean():.2f} of "
+            "answers unchanged"
+        )
+    return "; ".join(parts)
+
+
+def _tuned(folder: Path) -> str:
+    table = _upstream(_read(folder, "tuning"))
+    parts = []
+    for (variable, window), rows in table.groupby(["variable", "window"]):
+        tested = rows[rows["status"] == "tested"]
+        n = int(tested["significant"].sum())
+        parts.append(f"{variable} ({window}): {n} of {len(tested)} tests of features at q < .05")
+    return "; ".join(parts)
+
+
+def _between(folder: Path) -> str:
+    rows = _upstream(_read(folder, "between_summary"))
+    return " ".join(rows.loc[rows["control"] == "none", "words"].astype(str))
+
+
+def _ablated(folder: Path) -> str:
+    rows = _upstream(_read(folder, "ablation_summary"))
+    sae = rows.iloc[0]
+    beaten = rows.loc[rows["beaten"].eq(True), "dictionary"].astype(str).tolist()
+    return (
+        f"{sae['dictionary']}: extra log-loss {sae['on_target']:.2f} nats on target trials, "
+        f"{sae['off_target']:.2f} on others (specificity {sae['specificity']:.2f}, "
+        f"{sae['low']:.2f} to {sae['high']:.2f}); beats {', '.join(beaten) or 'no control'}"
+    )
