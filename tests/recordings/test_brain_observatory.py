@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.recordings import load_recordings, write_recording
+from neuro_lens.recordings import load_recordings, unit_table, write_recording
 from neuro_lens.recordings.allen_environment import BRAINSET, download_folder, run_with_allensdk
 from neuro_lens.recordings.brain_observatory import read_nwb, session_facts
 from neuro_lens.recordings.presentations import stimulus_tables
+from neuro_lens.recordings.windows import trial_table
 
 HERE = Path(__file__).parent
 # ids that torch_brain's pipeline knows
@@ -219,6 +220,30 @@ def test_a_written_session_is_a_usable_recording(raw, tmp_path):
         write_recording(read_nwb(path_of(raw, session_type)), tmp_path, str(number))
     dataset = load_recordings(tmp_path)
     assert dataset.recording_ids == sorted(map(str, SESSIONS.values()))
+
+
+def test_trials_and_units_tell_the_animal_and_what_may_differ_between_animals(raw, tmp_path):
+    number = str(SESSIONS["three_session_A"])
+    write_recording(read_nwb(path_of(raw, "three_session_A")), tmp_path, number)
+    dataset = load_recordings(tmp_path)
+    trials = trial_table(dataset.get_recording(number), number, "drifting_gratings")
+    known = {
+        "subject_id": "222426",
+        "cre_line": "Cux2_CreERT2",
+        "area": "VISp",
+        "depth": 175,
+        "indicator": "GCaMP6f",
+        "session_type": "three_session_A",
+        "imaging_date": "2016-01-15",
+    }
+    assert {name: trials[name].unique().tolist() for name in known} == {
+        name: [value] for name, value in known.items()
+    }
+    assert "genotype" not in trials
+    units = unit_table(dataset)
+    assert set(units["subject_id"]) == {"222426"}
+    given = dataset.get_recording(number).rois.cell_specimen_ids
+    np.testing.assert_array_equal(units["cell_specimen_ids"], given)
 
 
 def test_a_session_whose_epochs_cannot_be_separated_is_refused(tmp_path, made_up_nwb):
