@@ -293,7 +293,8 @@ def _subject(recording: Any) -> dict[str, Any]:
     }.items():
         if recording.has_nested_attribute(path):
             value = recording.get_nested_attribute(path)
-            found[name] = value if value is None or isinstance(value, int | float) else str(value)
+            kept = value is None or isinstance(value, int | float | np.number)
+            found[name] = value if kept else str(value)
     if recording.has_nested_attribute("subject.animal"):  # its subject.id is a container
         found["subject_id"] = str(recording.subject.animal)
     if "cre_line" in found:  # which is read off the genotype: two names of one variable
