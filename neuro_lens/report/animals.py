@@ -26,7 +26,10 @@ def animals_section(results: Results) -> Section:
     section = Section("Between animals", "animals")
     table = results.get("between")
     if table is None:
-        section.blocks.append(absent("between"))
+        refused = results.get("left_out")
+        why = [] if refused is None else refused.loc[refused["table"] == "between", "why"].unique()
+        section.blocks += [Paragraph(f"Not tested: {sentence}.") for sentence in why]
+        section.blocks += [] if len(why) else [absent("between")]
         return section
     splits = table.groupby(["variable", "hook"])["split"].nunique().max()
     section.blocks.append(

@@ -26,7 +26,8 @@ def generalisation_blocks(
     alpha : float
         Level of the corrected p.
     """
-    n = int(table.groupby(["held_out", "variable"])["feature"].nunique().max())
+    keys = ["held_out", "variable", *({"seed"} & set(table))]
+    n = int(table.groupby(keys)["feature"].nunique().max())
     caption = (
         f"The {n} features with the largest ω² in all animals but one, tried in that one. Bars: "
         "share whose preferred value there is that of the others (line: chance). Number: how many "
@@ -119,9 +120,15 @@ def drift_words(table: pd.DataFrame, alpha: float) -> list[str]:
         )
         least = np.ceil(families["n"] * families["floor"] / alpha)
         if (least > 1).any():
+            reachable = (families["floor"] <= alpha).all()
             text += (
                 f". With so few blocks p cannot fall below {p_value(part['p_floor'].max())}, so "
-                f"{int(least.max())} features would have to drift together for any to pass"
+            )
+            text += (
+                f"up to {int(least.max())} features of a recording would have to drift together "
+                "for any to pass"
+                if reachable
+                else "in some recordings none could pass, whatever they do"
             )
         words.append(text + ".")
     return words

@@ -196,7 +196,9 @@ def _left_out(results: Results) -> list[Paragraph]:
     table = results.get("left_out")
     if table is None:
         return []
-    rows = table.drop_duplicates(["table", "recording_id", "hook", "why"])
+    rows = table[table["table"] != "between"].drop_duplicates(
+        ["table", "recording_id", "hook", "why"]
+    )
     return [
         Paragraph(f"Left out of {r.table}, {r.recording_id} at {r.hook}: {r.why}.", kind="aside")
         for r in rows.itertuples()

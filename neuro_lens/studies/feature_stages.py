@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..base import write_table
+from ..base import NeuroLensError, write_table
 from .stages import DURING, open_decoder
 
 SHOWN = 12
@@ -93,7 +93,8 @@ def tuning(
     """Test every feature on held-out trials, during the stimulus and before it.
 
     Writes the tables ``tuning``, ``tuning_curves``, ``answer_tuning``, ``covariates``, ``between``,
-    ``between_summary`` and ``between_confounds``, all of one dictionary.
+    ``between_summary`` and ``between_confounds``, all of one dictionary, and ``left_out`` where
+    there are too few animals.
     """
     from ..hooks import hook_model
     from ..saes import load_sae
@@ -125,8 +126,10 @@ def tuning(
             if known := [v for v in between if v in codes.trials]:
                 animals = animal_covariates(model, held_out, units, variables[0])
                 found = between_tables(codes, known, animals, alpha, seed)
-                controls = between_controls(codes, hooked, sae, held_out, known, alpha, seed)
-                found["between_summary"] = pd.concat([found["between_summary"], controls])
+                if "between_summary" in found:
+                    told = list(found["between_summary"]["variable"])
+                    controls = between_controls(codes, hooked, sae, held_out, told, alpha, seed)
+                    found["between_summary"] = pd.concat([found["between_summary"], controls])
                 tables |= {table: [rows] for table, rows in found.items()}
         tables.setdefault("tuning_curves", []).extend(
             curves.assign(window=name, hook=codes.hook)
@@ -234,24 +237,24 @@ def animal_covariates(
 def between_tables(
     codes: Any, variables: Sequence[str], animals: pd.DataFrame, alpha: float, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of the between-animal variables."""
+    """Return the tables of the between-animal variables, and of those that cannot be tested why."""
     from ..tuning import global_test
 
-    splits, summaries, confounds = [], [], []
+    tables: dict[str, list[pd.DataFrame]] = {}
     for variable in variables:
-        found = global_test(codes, None, variable, covariates=animals, alpha=alpha, seed=seed)
-        splits.append(
-            found.splits.rename(columns={"groups": "split", "n_features": "count"}).assign(
-                variable=variable, hook=codes.hook
-            )
-        )
-        summaries.append(found.summary.assign(control=UNALTERED, codes_changed=False))
-        confounds.append(found.covariates.assign(variable=variable, hook=codes.hook))
-    return {
-        "between": pd.concat(splits, ignore_index=True),
-        "between_summary": pd.concat(summaries, ignore_index=True),
-        "between_confounds": pd.concat(confounds, ignore_index=True),
-    }
+        named = {"variable": variable, "hook": codes.hook}
+        try:
+            found = global_test(codes, None, variable, covariates=animals, alpha=alpha, seed=seed)
+        except NeuroLensError as error:
+            why = {"table": "between", "recording_id": "all", "hook": codes.hook, "why": str(error)}
+            tables.setdefault("left_out", []).append(pd.DataFrame([why]))
+            continue
+        splits = found.splits.rename(columns={"groups": "split", "n_features": "count"})
+        summary = found.summary.assign(control=UNALTERED, codes_changed=False)
+        tables.setdefault("between", []).append(splits.assign(**named))
+        tables.setdefault("between_summary", []).append(summary)
+        tables.setdefault("between_confounds", []).append(found.covariates.assign(**named))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
 
 
 def between_controls(

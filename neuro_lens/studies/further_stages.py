@@ -48,19 +48,16 @@ def probes(
     saes = [load_sae(folder.parent / name / "sae") for name in dictionaries]
     of_saes = [sae.cfg.metadata.hook_name for sae in saes]
     stream = [hook for hook in hooked.hook_dict if hook.endswith(STREAM)]
-    table = probe_map(
-        hooked,
-        list(dict.fromkeys([*stream, *of_saes])),
-        list(variables),
-        held_out,
-        saes=saes,
-        units=list(recorded_units(held_out).values()),
-        control_tasks=1,
-        n_folds=FOLDS,
-        k=[k for k in SPARSE_PROBES if all(k <= sae.cfg.d_sae for sae in saes)],
-        seed=seed,
-    )
-    write_table(table.assign(seed=seed), folder, "probe_map")
+    made = _Made(", ".join(of_saes))
+    hooks = list(dict.fromkeys([*stream, *of_saes]))
+    units = list(recorded_units(held_out).values())
+    options: dict[str, Any] = {"saes": saes, "units": units, "seed": seed}
+    options |= {"control_tasks": 1, "n_folds": FOLDS}
+    options["k"] = [k for k in SPARSE_PROBES if all(k <= sae.cfg.d_sae for sae in saes)]
+    for name in variables:
+        table = made.call("all", "probe_map", probe_map, hooked, hooks, name, held_out, **options)
+        made.add("probe_map", table)
+    made.write(folder, seed)
 
 
 def comparisons(
@@ -150,10 +147,11 @@ class _Made:
         if table is not None and len(table):
             self.tables.setdefault(name, []).append(table)
 
-    def write(self, folder: Path, seed: int) -> None:
-        """Write every table, its parts together."""
+    def write(self, folder: Path, seed: int | None = None) -> None:
+        """Write every table, its parts together, with the seed where there is one."""
         for name, parts in self.tables.items():
-            table = pd.concat(parts, ignore_index=True).assign(seed=seed)
+            table = pd.concat(parts, ignore_index=True)
+            table = table if seed is None else table.assign(seed=seed)
             write_table(table.astype({"id": str}) if "id" in table else table, folder, name)
 
 
@@ -213,15 +211,16 @@ def reproducibility(
         sae = load_sae(folder.parent / dictionary / "sae")
         held_out = make(window=tuple(window), split=list(HELD_OUT))
         codes.append(trial_codes(hook_model(model), sae, held_out))
-    tables = []
+    made = _Made(codes[0].hook)
+    options: dict[str, Any] = {"n_shuffles": SHUFFLES, "alpha": alpha, "seed": seed}
     for (a, first), (b, second) in combinations(zip(seeds, codes, strict=True), 2):
         for given in (None, variables[0]):
-            found = match_by_activity(
-                first, second, given=given, n_shuffles=SHUFFLES, alpha=alpha, seed=seed
-            )
-            words = {"hook": first.hook, "seed_a": a, "seed_b": b, "given": given or ""}
-            tables.append(found.assign(**words))
-    write_table(pd.concat(tables, ignore_index=True), folder, "reproducibility")
+            options["given"] = given
+            found = made.call("all", "reproducibility", match_by_activity, first, second, **options)
+            if found is not None:
+                words = {"hook": first.hook, "seed_a": a, "seed_b": b, "given": given or ""}
+                made.add("reproducibility", found.assign(**words))
+    made.write(folder)
 
 
 def unseen(

@@ -26,7 +26,8 @@ def gather(out: Path, cells: Path, study: Study, plan: Sequence[tuple[str, Cell]
     """
     folders = [(stage, cell, cells / cell.name) for stage, cell in plan]
     for name, stage in TABLES.items():
-        parts = [read_table(f / f"{name}.parquet") for s, _, f in folders if s == stage
+        stages = (stage,) if isinstance(stage, str) else stage
+        parts = [read_table(f / f"{name}.parquet") for s, _, f in folders if s in stages
                  and (f / f"{name}.parquet").exists()]  # fmt: skip
         _write_or_remove(parts, out, name)
     hashes: dict[str, Any] = {}

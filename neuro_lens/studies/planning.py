@@ -19,7 +19,7 @@ WAVES = (
     ("tuning", "ablation", "probes", "unseen"),
     ("comparisons", "reproducibility"),
 )
-TABLES = {
+TABLES: dict[str, str | tuple[str, ...]] = {
     "training": "decoder",
     "decoding": "decoding",
     "sae_eval": "dictionary",
@@ -44,7 +44,7 @@ TABLES = {
     "attribution_units": "comparisons",
     "generalisation": "comparisons",
     "drift": "comparisons",
-    "left_out": "comparisons",
+    "left_out": ("tuning", "probes", "comparisons", "reproducibility"),
     "reproducibility": "reproducibility",
     "unseen": "unseen",
 }

@@ -1,8 +1,10 @@
 """Words and pictures about the features: what is said must be what the tables hold."""
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from neuro_lens.base import write_table
 from neuro_lens.report import (
     plot_attribution,
     plot_beside_units,
@@ -11,6 +13,7 @@ from neuro_lens.report import (
     plot_noise,
     plot_reproducibility,
 )
+from neuro_lens.report.animals import animals_section
 from neuro_lens.report.beside_units import noise_words, units_words
 from neuro_lens.report.blocks import Paragraph, Picture, Results
 from neuro_lens.report.driving import driving_words
@@ -44,6 +47,19 @@ def test_what_was_not_run_is_left_out_or_said(results, tables):
     section = more_section(Results(results))
     topics = [b.text for b in section.blocks if isinstance(b, Paragraph) and b.kind == "topic"]
     assert topics == ["Features by variables", "Features beside units", "Which units drive them"]
+
+
+def test_what_could_not_be_measured_is_said(results):
+    rows = [
+        {"table": "noise", "recording_id": "mrcuts24", "hook": HOOK, "why": "1 of 9 features fire"},
+        {"table": "between", "recording_id": "all", "hook": HOOK, "why": "2 animals are too few"},
+    ]
+    write_table(pd.DataFrame(rows), results, "left_out")
+    (results / "between.parquet").unlink()
+    blocks = more_section(Results(results)).blocks
+    (said,) = [b.text for b in blocks if isinstance(b, Paragraph) and "Left out" in b.text]
+    assert said == f"Left out of noise, mrcuts24 at {HOOK}: 1 of 9 features fire."
+    assert animals_section(Results(results)).blocks[0].text == "Not tested: 2 animals are too few."
 
 
 def test_the_readout_is_set_against_units_and_an_untrained_decoder(tables):
@@ -98,7 +114,9 @@ def test_features_of_other_animals_and_drift_are_said_also_where_there_is_nothin
     assert none[0].startswith("In no animal do features that others chose")
     drift = drift_words(tables["drift"], 0.05)
     assert "in 0 of 60 features, counted by recording" in drift[0]
-    assert "p cannot fall below 0.029, so 6 features would have to drift together" in drift[0]
+    assert "p cannot fall below 0.029, so up to 6 features of a recording" in drift[0]
+    few = drift_words(tables["drift"].assign(p_floor=1 / 3), 0.05)
+    assert few[0].endswith("in some recordings none could pass, whatever they do.")
 
 
 def test_features_of_another_seed_are_counted_with_and_without_shared_tuning(tables):

@@ -1,0 +1,174 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuro_lens.base import read_json, read_table
+from neuro_lens.studies import run_study
+from neuro_lens.studies.further_stages import (
+    driving_units,
+    reproducibility,
+    strongest_features,
+    unseen,
+)
+
+HOOK = "blocks.0.hook_resid_post"
+STUDY = {
+    "name": "Small",
+    "recordings": {"simulate": {"n_animals": 2, "n_units": 8, "n_repeats": 8, "snr": 4.0}},
+    "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 30, "num_latents_per_step": 2},
+    "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 24, "k": 4, "steps": 30},
+    "tuning": {"permutations": 99, "between": ["cre_line"], "variables": ["direction"]},
+    "ablation": {"recordings": ["sim00"], "n_features": 2, "controls": 9, "decision_hook": None},
+}
+TABLES = [
+    "probe_map", "attribution", "attribution_units", "beside_units", "noise", "generalisation",
+    "drift",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("further") / "out"
+    run_study(STUDY, out)
+    return out
+
+
+def cell(results, stage):
+    (folder,) = (results / "cells").glob(f"{stage}-*")
+    return folder.name, read_json(folder / "cell.json")["params"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_there_with_all_recordings(results, name):
+    table = read_table(results / f"{name}.parquet")
+    assert (results / f"{name}.csv").exists()
+    assert set(table["seed"]) == {0}
+    if "recording_id" in table:
+        assert set(table["recording_id"]) == {"sim00", "sim01"}
+    else:
+        assert table["held_out"].nunique() == 2
+
+
+def test_held_out_trials_are_measured_and_fit_windows_attributed(results):
+    for name in ("probe_map", "beside_units", "noise", "generalisation", "drift"):
+        assert set(read_table(results / f"{name}.parquet")["split"]) == {"report+select"}
+    assert set(read_table(results / "attribution.parquet")["split"]) == {"fit"}
+
+
+def test_the_probe_map_goes_along_the_decoder(results):
+    table = read_table(results / "probe_map.parquet")
+    hooks = ["enc.hook_resid_post", HOOK, "dec.hook_resid_post"]
+    of_activations = table[table["what"] == "activations"]
+    assert of_activations["hook"].unique().tolist() == hooks
+    assert set(table.loc[table["what"] == "4 features", "hook"]) == {HOOK}
+    assert {"units", "untrained decoder", "control task", "features"} <= set(table["what"])
+
+
+def test_driving_units_are_set_beside_the_strongest_features(results):
+    attributed = read_table(results / "attribution.parquet")
+    tuned = read_table(results / "tuning.parquet")
+    strongest = strongest_features(tuned)
+    for recording, rows in attributed.groupby("recording_id"):
+        assert set(rows["feature"]) == set(strongest[recording])
+    firing = attributed[attributed["reads"] != "does not fire"]
+    beside = read_table(results / "beside_units.parquet")
+    driving = beside[beside["what"] == "mean of driving units"]
+    assert set(zip(driving["recording_id"], driving["id"], strict=True)) == set(
+        zip(firing["recording_id"], firing["feature"].astype(str), strict=True)
+    )
+
+
+def test_the_report_has_the_topics(results):
+    text = (results / "report.html").read_text()
+    for topic in ("Features beside units", "Which units drive them", "In other animals, and later"):
+        assert f"<h3>{topic}</h3>" in text
+    assert "One seed was run" in text
+
+
+def test_a_lost_cell_alone_is_run_again(results):
+    name, _ = cell(results, "comparisons")
+    before = {p.name: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
+    drift = read_table(results / "drift.parquet")
+    shutil.rmtree(results / "cells" / name)
+    run_study(STUDY, results)
+    now = {p.name: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
+    assert {n for n in before if now[n] != before[n]} == {name}
+    pd.testing.assert_frame_equal(read_table(results / "drift.parquet"), drift)
+
+
+def test_animals_that_are_too_few_to_compare_are_said(results):
+    left_out = read_table(results / "left_out.parquet")
+    (why,) = left_out.loc[left_out["table"] == "between", "why"]
+    assert "2 animals form 2 groups of 'cre_line'" in why
+    assert "Not tested: 2 animals form 2 groups" in (results / "report.html").read_text()
+    assert not (results / "between.parquet").exists()
+
+
+def test_a_dictionary_finds_itself_again(results):
+    _, params = cell(results, "comparisons")
+    folder = results / "cells" / "again"
+    folder.mkdir()
+    reproducibility(
+        folder,
+        params["recordings"],
+        [params["decoder"]] * 2,
+        [params["dictionary"]] * 2,
+        [0, 1],
+        params["window"],
+        ["direction"],
+        0.05,
+        0,
+    )
+    table = read_table(folder / "reproducibility.parquet")
+    matched = table[table["status"] == "matched"]
+    assert (matched["feature_a"] == matched["feature_b"]).all()
+    assert matched["correlation"].min() == pytest.approx(1.0)
+    assert matched["reproducible"].all()
+    assert set(table["given"]) == {"", "direction"}
+    shutil.rmtree(folder)
+
+
+def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results):
+    _, params = cell(results, "decoder")
+    folder = results / "cells" / "unseen"
+    folder.mkdir()
+    settings = {"architecture": "batchtopk", "d_sae": 16, "k": 4, "steps": 10}
+    training = {**params["training"], "steps": 8}
+    unseen(
+        folder, params["recordings"], ["sim01"], HOOK, params["shape"], training, settings,
+        params["window"], ["cre_line"], 0.05, 0,
+    )  # fmt: skip
+    row = read_table(folder / "unseen.parquet").iloc[0]
+    assert np.isnan(row["accuracy"])
+    assert "give animals of two groups" in row["words"]
+    assert (row["n_core"], row["held_out"]) == (1, "sim01")
+    shutil.rmtree(folder)
+
+
+def test_the_strongest_features_are_significant_ones_first():
+    table = pd.DataFrame(
+        {
+            "recording_id": "a",
+            "window": ["stimulus"] * 5 + ["pre-stimulus"],
+            "variable": ["direction", "orientation", *["direction"] * 4],
+            "feature": [3, 3, 4, 5, 6, 7],
+            "effect": [0.5, 0.4, 0.9, 0.1, 0.2, 2.0],
+            "significant": [True, True, False, True, False, True],
+            "status": ["tested"] * 6,
+        }
+    )
+    assert strongest_features(table, 3) == {"a": [3, 5, 4]}
+
+
+def test_driving_units_hold_half_and_are_columns_in_the_decoders_order():
+    rows = pd.DataFrame(
+        {
+            "feature": [1] * 4 + [2] * 4,
+            "unit": ["a/2", "a/0", "a/1", "a/3"] * 2,
+            "share": [0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.2, 0.6],
+        }
+    )
+    vocabulary = {"a/0": 7, "a/3": 5, "a/1": 8, "a/2": 6}
+    assert driving_units(rows, vocabulary) == {1: [1, 2], 2: [0]}
