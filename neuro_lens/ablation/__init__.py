@@ -5,6 +5,7 @@ from ..tuning import feature_groups
 from .doses import DoseResponse, dose_response
 from .engine import Prefix, run_edits
 from .interventions import run_interventions
+from .search import greedy_features, minimal_sets, rank_features
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .words import verdict
 
@@ -16,6 +17,9 @@ __all__ = [
     "cross_fitted_study",
     "dose_response",
     "feature_groups",
+    "greedy_features",
+    "minimal_sets",
+    "rank_features",
     "run_edits",
     "run_interventions",
     "untrained_decoder",

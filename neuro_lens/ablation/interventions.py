@@ -210,8 +210,8 @@ class _Recording:
         moves = {name: _Moves.of(one) for name, one in sets.items()}
         bare = self._bare()
         scores = Scores(self.rows, self.task, bare)
-        found: dict[str, dict[str, np.ndarray]] = {}
-        bases: dict[tuple, dict[str, np.ndarray]] = {(): scores.of(bare[None])[0]}
+        found: dict[str, dict[str, Any]] = {}
+        bases: dict[tuple, dict[str, Any]] = {(): scores.of(bare[None])[0]}
         by_place: dict[tuple, list[str]] = {}
         for name, one in moves.items():
             by_place.setdefault(one.place, []).append(name)
@@ -221,9 +221,9 @@ class _Recording:
                 bases[place[1]] = self._run_place([base], scores)[0]
         for names in by_place.values():
             chosen = [moves[n] for n in names]
-            for name, one in zip(names, self._run_place(chosen, scores, advance), strict=True):
-                found[name] = one
-                if one.pop("reached"):
+            for name, scored in zip(names, self._run_place(chosen, scores, advance), strict=True):
+                found[name] = scored
+                if scored.pop("reached"):
                     self.reached.add(name)
         return pd.concat(
             [self._table(n, found[n], bases[moves[n].base.place[1]], bases[()]) for n in moves],
@@ -252,12 +252,12 @@ class _Recording:
         batches = [edit_units(self.hooked, b, units) for b in self.batches]
         if not hooks:
             predictions = torch.cat([self._decode(b) for b in batches])[None]
-            found = scores.of(predictions)
+            alone = scores.of(predictions)
             every = np.ones(len(self.rows.table), dtype=bool)
-            return [f | {"touched": every, "reached": True} for f in found] * len(moves)
+            return [dict(f) | {"touched": every, "reached": True} for f in alone] * len(moves)
         prefixes = [Prefix(self.hooked, hooks, b, self.task) for b in batches]
         edits = self._edits(prefixes, moves)
-        found = []
+        found: list[dict[str, Any]] = []
         for _, predictions in run_edits(prefixes, edits, advance):
             found += scores.of(predictions)
         if advance is not None:

@@ -79,8 +79,8 @@ def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) ->
         return table
     for name in ("p_on", "p_specificity"):
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
-    ps = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
-    table["regime"] = regimes(*ps, alpha)
+    on, specificity = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
+    table["regime"] = regimes(on, specificity, alpha)
     return table
 
 
