@@ -163,7 +163,7 @@ def _kind_columns(
         signal = np.asarray(design.values)[design.value].astype(float)
         columns["rank_correlation"] = spearman(x_nf, signal, design.recording)
         columns["rank_low"], columns["rank_high"] = spearman_interval(
-            x_nf, signal, design.recording, design.block, rng
+            x_nf, signal, design.recording, design.block
         )
     return columns
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as t_distribution
 
 from .effects import MIN_BLOCKS, centre_blocks
 from .kinds import ranks_within
@@ -140,17 +141,15 @@ def spearman_interval(
     y_n: np.ndarray,
     recording: np.ndarray,
     block: np.ndarray,
-    rng: np.random.Generator,
     level: float = 0.95,
-    n_boot: int = 400,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of a bootstrap interval of `spearman` over repeat blocks.
+    """Return the ends of an interval of `spearman`, from leaving out each repeat block in turn.
 
-    Blocks are drawn with replacement within their recording, ranks kept. On the scale of
-    Fisher's z the percentiles are moved by the bootstrap's own bias and widened by
-    ``sqrt(n / (n - 1))`` for n blocks a recording, as for ω². Of simulated pairs with 4, 8 or 16
-    blocks of 8 trials it held the true correlation in .84 to .92. It speaks of these recordings
-    only.
+    The jackknife's standard error (Tukey 1958) on the scale of Fisher's z, ranks kept, times the
+    quantile of t with as many degrees of freedom as there are blocks, less one a recording. Of
+    simulated pairs with 4, 8 or 16 blocks of 8 trials, with and without likeness within blocks or
+    four of five trials silent, it held the true correlation in .92 to .97. It speaks of these
+    recordings only.
 
     Returns
     -------
@@ -164,24 +163,29 @@ def spearman_interval(
     if n_units.min() < MIN_BLOCKS:
         return nothing, nothing
     x_nf, y_n = ranks_within(x_nf, recording), ranks_within(y_n[:, None], recording)
-    powers = [np.ones_like(y_n), x_nf, y_n, x_nf**2, y_n**2, x_nf * y_n]
+    y_nf = np.broadcast_to(y_n, x_nf.shape)
+    powers = [np.ones(x_nf.shape), x_nf, y_nf, x_nf**2, y_nf**2, x_nf * y_nf]
     member = (unit == np.arange(len(strata))[:, None]).astype(float)
-    sums = [member @ power for power in powers]
-    covariance = np.zeros((3, n_boot + 1, x_nf.shape[1]))
-    for one, n in zip(np.unique(strata), n_units, strict=True):
-        at = strata == one
-        times = np.r_[np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), size=n_boot)]
-        count, x, y, xx, yy, xy = (times @ total[at] for total in sums)
-        covariance += np.stack(
-            [xx - x**2 / count, np.broadcast_to(yy - y**2 / count, x.shape), xy - x * y / count]
-        )
+    sums = np.stack([member @ power for power in powers])
+    own = [_covariance(sums[:, strata == one].sum(1)) for one in np.unique(strata)]
+    together, variance = np.sum(own, axis=0), np.zeros(x_nf.shape[1])
+    for one, n, whole in zip(np.unique(strata), n_units, own, strict=True):
+        part = sums[:, strata == one]
+        rest = _covariance(part.sum(1, keepdims=True) - part) * n / (n - 1)
+        variance += (n - 1) * _fisher_z((together - whole)[:, None] + rest).var(0)
+    error = t_distribution.ppf((1 + level) / 2, len(strata) - len(own)) * np.sqrt(variance)
+    z = np.where(together[0] > 1e-9, _fisher_z(together), np.nan)
+    return np.tanh(z - error), np.tanh(z + error)
+
+
+def _covariance(sums: np.ndarray) -> np.ndarray:
+    """Return the sums of squares of x and y and of products around the means, from plain sums."""
+    count, x, y, xx, yy, xy = sums
+    return np.stack([xx - x**2 / count, yy - y**2 / count, xy - x * y / count])
+
+
+def _fisher_z(covariance: np.ndarray) -> np.ndarray:
     x_power, y_power, together = covariance
     length = np.sqrt(np.maximum(x_power * y_power, 0))
     r = np.divide(together, length, out=np.zeros_like(length), where=length > 1e-9)
-    z = np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
-    tail = (1 - level) / 2
-    ends = np.quantile(z[1:], [1 - tail, tail][::-1], axis=0) - z[1:].mean(0)
-    widen = np.sqrt(n_units.min() / (n_units.min() - 1))
-    low, high = np.tanh(z[0] + widen * ends)
-    varies = x_power[0] > 1e-9
-    return np.where(varies, low, np.nan), np.where(varies, high, np.nan)
+    return np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))

@@ -63,7 +63,7 @@ def ranked_family(
         bins = kinds.binned(signal[:, None], ranked.recording)[:, 0]
 
         def columns(part: np.ndarray) -> dict[str, np.ndarray]:
-            low, high = spearman_interval(part, signal, ranked.recording, block, apart)
+            low, high = spearman_interval(part, signal, ranked.recording, block)
             information = kinds.mutual_information(part, bins, ranked.recording, order)
             ends = {"effect_low": low, "effect_high": high, "rank_low": low, "rank_high": high}
             return {**ends, "mutual_information": information}
