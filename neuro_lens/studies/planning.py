@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from ..base import Cell, hash_json
 from .inputs import IMPORTED, input_hashes, recordings_folder
@@ -133,7 +134,8 @@ def _unseen(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]
     """Return the cells of decoders that are trained without some of the recordings."""
     decoders = [cell.params for stage, cell in plan if stage == "decoder"]
     settings = study.sae.model_dump(exclude={"hooks"})
-    asked = {"held_out": list(study.tuning.unseen), "between": list(study.tuning.between)}
+    between = list(study.tuning.between)
+    asked: dict[str, Any] = {"held_out": list(study.tuning.unseen), "between": between}
     asked |= {"hook": _resolved(study.ablation.hook, study.decoder.depth), "settings": settings}
     return [
         ("unseen", Cell(f"{FURTHER_STAGES}:unseen", {**d, **asked, "alpha": study.tuning.alpha}))
