@@ -4,9 +4,12 @@ from ..saes import untrained_decoder
 from ..tuning import feature_groups
 from .doses import DoseResponse, dose_response
 from .engine import Prefix, run_edits
+from .errors import error_table
 from .interventions import run_interventions
+from .over_time import interventions_over_time
 from .search import greedy_features, minimal_sets, rank_features
 from .study import AblationStudy, ablation_study, cross_fitted_study
+from .sufficiency import sufficiency
 from .words import verdict
 
 __all__ = [
@@ -16,12 +19,15 @@ __all__ = [
     "ablation_study",
     "cross_fitted_study",
     "dose_response",
+    "error_table",
     "feature_groups",
     "greedy_features",
+    "interventions_over_time",
     "minimal_sets",
     "rank_features",
     "run_edits",
     "run_interventions",
+    "sufficiency",
     "untrained_decoder",
     "verdict",
 ]

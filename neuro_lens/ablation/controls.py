@@ -93,7 +93,7 @@ def matched_controls(
 
     def draw(value: Any, mine: np.ndarray) -> Matched:
         removed, alive = spliced.spliced.amounts(mine)
-        return _match(removed, alive, groups[value], n_sets, rng)
+        return match_alive(removed, alive, groups[value], n_sets, rng)
 
     return _set_controls(spliced, draw, "matched random sets")
 
@@ -110,7 +110,7 @@ def logit_controls(
 
     def draw(value: Any, mine: np.ndarray) -> Matched:
         removed = Removed(effects[mine][:, alive].mean(0)[None])
-        return _match(removed, alive, groups[value], n_sets, rng)
+        return match_alive(removed, alive, groups[value], n_sets, rng)
 
     return _set_controls(spliced, draw, "logit-matched sets")
 
@@ -157,7 +157,7 @@ def bias_control(spliced: SplicedScene, wanted: np.ndarray) -> tuple[Effects, np
     return compare(spliced, score(biased, trials)), constants
 
 
-def _match(
+def match_alive(
     removed: Removed,
     alive: np.ndarray,
     features: Sequence[int],

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base import Batch, Task, progress
 from .engine import Edits, Prefix, run_edits
 from .outcomes import Outcomes, log_odds, score, trial_log_probs
-from .spliced import FeatureSets, RandomDirections, SplicedTrials
+from .spliced import AddedSets, FeatureSets, RandomDirections, SplicedTrials
 from .trials import Trials, gather_trials
 
 CURVATURE = 1e-3
@@ -80,6 +80,10 @@ class SplicedScene:
         """Return the outcomes of taking a set's norm away in each of several directions."""
         parts = self.spliced.parts
         return self._outcomes([RandomDirections(p, features, directions) for p in parts], words)
+
+    def add(self, sets: Sequence[Sequence[int] | np.ndarray], size_pf: np.ndarray) -> Tensor:
+        """Return log-probabilities with each set added at a size, ``(n, n_trials, n_classes)``."""
+        return self._log_probs([AddedSets(p, sets, size_pf) for p in self.spliced.parts])
 
     def odds(self, sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """Return each value's log-odds without and with its own set removed.

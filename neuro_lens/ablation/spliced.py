@@ -40,9 +40,10 @@ class Spliced:
         self.sae, self.prefix = sae, prefix
         self.codes, self.scale = read.codes, read.scale
         self.base = x if use_error_term else read.reconstruction
-        row, window = _valid_rows(prefix, x.shape[:-1])
+        row, window, position = _valid_rows(prefix, x.shape[:-1])
         trial = torch.as_tensor(trial_of_window, device=row.device)[window]
-        self.row, self.trial = row[trial >= 0], trial[trial >= 0]
+        mine = trial >= 0
+        self.row, self.trial, self.position = row[mine], trial[mine], position[mine].clamp_min(0)
 
     def without(self, features: Sequence[int] | np.ndarray) -> Tensor:
         """Return the activation with a set of features removed, the shape of ``base``."""
@@ -104,6 +105,38 @@ class RandomDirections:
         return self.base - self.norm * chosen.reshape(shape)
 
 
+class AddedSets:
+    """Edits that add one set of features each, at a given size.
+
+    Parameters
+    ----------
+    spliced : Spliced
+    sets : sequence of int sequences
+    size_pf : array, shape (n_positions, d_sae)
+        How much of each feature is added at each position, in the output's scale.
+    """
+
+    def __init__(
+        self, spliced: Spliced, sets: Sequence[Sequence[int] | np.ndarray], size_pf: np.ndarray
+    ):
+        self.spliced, self.sets, self.size_pf = spliced, sets, size_pf
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def __getitem__(self, index: slice) -> Tensor:
+        return torch.stack([self._added(s) for s in self.sets[index]])
+
+    def _added(self, features: Sequence[int] | np.ndarray) -> Tensor:
+        part = self.spliced
+        at = torch.as_tensor(np.asarray(features, dtype=np.int64))
+        W_dec = dictionary.decoder_rows(part.sae, at).detach()
+        size = torch.as_tensor(self.size_pf[:, np.asarray(features, dtype=int)]).to(W_dec)
+        out = part.base.flatten(0, -2).clone()
+        out[part.row] += (size @ W_dec)[part.position].to(out)
+        return out.reshape(part.base.shape)
+
+
 class SplicedTrials:
     """A dictionary spliced in over all batches of a recording.
 
@@ -136,6 +169,29 @@ class SplicedTrials:
     def removes(self, sets: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """Return whether each set takes anything from each trial, ``(n_sets, n_trials)``."""
         return np.stack([self.fires[:, np.asarray(s, dtype=int)].any(1) for s in sets])
+
+    def sizes(self, mine: np.ndarray) -> np.ndarray:
+        """Return the mean code of each feature at each position over some trials.
+
+        Parameters
+        ----------
+        mine : array of bool, shape (n_trials,)
+
+        Returns
+        -------
+        array, shape (n_positions, d_sae)
+            In the output's scale.
+        """
+        n_positions = 1 + max(int(p.position.max()) for p in self.parts)
+        total = torch.zeros(n_positions, self.sae.cfg.d_sae, dtype=torch.float64)
+        count = torch.zeros(n_positions, 1, dtype=torch.float64)
+        chosen = np.flatnonzero(mine)
+        for part in self.parts:
+            own = torch.isin(part.trial, torch.as_tensor(chosen, device=part.trial.device))
+            at = part.position[own].cpu()
+            total.index_add_(0, at, part.rows_of(chosen).double().cpu())
+            count.index_add_(0, at, torch.ones(len(at), 1, dtype=torch.float64))
+        return (total / count.clamp_min(1)).numpy()
 
     def amounts(self, mine: np.ndarray) -> tuple[Removed, np.ndarray]:
         """Return what each feature removes on some trials, and which features these are.
@@ -220,8 +276,8 @@ class SplicedTrials:
         return effect.numpy()
 
 
-def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Return the index of each valid vector among all of the hook's, and its window."""
+def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the index of each valid vector among the hook's, its window and its position."""
     size = int(np.prod(shape))
     number = torch.arange(size, dtype=torch.double, device=prefix.x.device).reshape(*shape, 1)
     if prefix.hooked.sites[prefix.hook].n_heads is not None:
@@ -232,7 +288,7 @@ def _valid_rows(prefix: Prefix, shape: torch.Size) -> tuple[Tensor, Tensor]:
             f"hook {prefix.hook!r} has no valid position in {len(prefix.batch)} windows; "
             "check the batch's masks"
         )
-    return vectors.values.reshape(-1).long(), vectors.window
+    return vectors.values.reshape(-1).long(), vectors.window, vectors.position
 
 
 def _gradient(
