@@ -103,11 +103,14 @@ def _local(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> 
                 "workers: cells that are finished are kept"
             ) from None
         except KeyboardInterrupt:
-            for worker in set(active_children()) - others:
+            working = set(active_children()) - others
+            for worker in working:
                 worker.terminate()
+            for worker in working:
+                worker.join()
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:

@@ -138,7 +138,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 def _path(module: str) -> Path | None:
     """Return a module's file, or None where there is none (``base.name`` may be no module)."""
     top, *rest = module.split(".")
-    for root in _roots(ADAPTERS if module.startswith(ADAPTERS) else top):
+    for root in _roots(ADAPTERS if module.startswith(ADAPTERS) else top, tuple(sys.path)):
         inner = rest[1:] if module.startswith(ADAPTERS) else rest
         place = root.joinpath(*inner)
         for path in (place.with_suffix(".py") if inner else None, place / "__init__.py"):
@@ -150,7 +150,7 @@ def _path(module: str) -> Path | None:
 
 
 @lru_cache(maxsize=64)
-def _roots(package: str) -> tuple[Path, ...]:
+def _roots(package: str, search: tuple[str, ...]) -> tuple[Path, ...]:
     """Return the folders of a package, or the file of a module outside of packages."""
     try:
         spec = importlib.util.find_spec(package)
@@ -163,7 +163,8 @@ def _roots(package: str) -> tuple[Path, ...]:
 
 
 def _adapters() -> list[Path]:
-    return [path for root in _roots(ADAPTERS) for path in sorted(root.glob("*.py"))]
+    roots = _roots(ADAPTERS, tuple(sys.path))
+    return [path for root in roots for path in sorted(root.glob("*.py"))]
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -7,6 +10,8 @@ from neuro_lens.base import Cell, NeuroLensError, run_cells
 
 CELLS = """
 import os
+import signal
+import time
 from neuro_lens.base import NeuroLensError
 
 def square(folder, n):
@@ -14,6 +19,24 @@ def square(folder, n):
         raise NeuroLensError(f"{n} is negative; give another")
     (folder / "result").write_text(str(n * n))
     (folder / "process").write_text(str(os.getpid()))
+
+def killed(folder, n):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def interrupting(folder, n):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(100)
+
+def lingering(folder, n):
+    (folder.parent / f"{n}.process").write_text(str(os.getpid()))
+    time.sleep(100)
+"""
+RUN = """
+import sys
+from neuro_lens.base import Cell, run_cells
+
+if __name__ == "__main__":
+    run_cells([Cell("cells_to_run:lingering", {"n": n}) for n in (1, 2)], sys.argv[1], 2)
 """
 # submitit's debug cluster leaves the log files of its jobs open
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*_log:ResourceWarning")
@@ -28,7 +51,7 @@ def cells(tmp_path, monkeypatch):
     (tmp_path / "code" / "cells_to_run.py").write_text(CELLS)
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
-    yield lambda *numbers: [Cell("cells_to_run:square", {"n": n}) for n in numbers]
+    yield lambda *numbers, what="square": [Cell(f"cells_to_run:{what}", {"n": n}) for n in numbers]
     sys.modules.pop("cells_to_run", None)
 
 
@@ -90,3 +113,47 @@ def test_slurm_without_a_cluster_says_so(cells, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NeuroLensError, match="cannot submit jobs here"):
         run_cells(cells(1), tmp_path, executor="slurm")
+
+
+def test_cells_may_be_counted_as_they_end(cells, tmp_path):
+    seen = []
+    done = run_cells(cells(3, 1), tmp_path / "c", done=seen.append)
+    assert seen == [str(folder) for folder in done]
+
+
+def test_a_worker_that_is_killed_is_said(cells, tmp_path):
+    with pytest.raises(NeuroLensError, match="a worker process was killed"):
+        run_cells(cells(1, 2, what="killed"), tmp_path / "c", 2)
+
+
+def test_ctrl_c_stops_the_workers_at_once(cells, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells(1, 2, what="interrupting"), tmp_path / "c", 2)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_end_when_their_parent_is_killed(cells, tmp_path):
+    import psutil
+
+    (tmp_path / "run.py").write_text(RUN)
+    out = tmp_path / "c"
+    parent = subprocess.Popen([sys.executable, tmp_path / "run.py", out])
+    notes = [out / "1.process", out / "2.process"]
+    while not all(note.exists() and note.read_text() for note in notes):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = [psutil.Process(int(note.read_text())) for note in notes]
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_a_program_that_changed_since_a_cell_was_made_is_refused(cells, tmp_path):
+    (cell,) = cells(3)
+    code = tmp_path / "code" / "cells_to_run.py"
+    code.write_text(code.read_text().replace("n * n", "n ** 2"))
+    with pytest.raises(NeuroLensError, match=r"^cells_to_run:square changed since square-"):
+        run_cells([cell], tmp_path / "c")
+    (again,) = cells(3)
+    assert again.name != cell.name
+    assert results(run_cells([again], tmp_path / "c")) == ["9"]
