@@ -3,7 +3,7 @@
 from .batch import Batch, as_batch
 from .cells import Cell, finished_cells, one_thread, run_cell
 from .errors import NeuroLensError, check_choice, nearest
-from .executors import run_cells
+from .executors import check_executor, run_cells
 from .files import (
     atomic_folder,
     atomic_write,
@@ -32,6 +32,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "check_choice",
+    "check_executor",
     "finished_cells",
     "hash_json",
     "hash_module",

@@ -62,7 +62,7 @@ def run_cells(
     KeyboardInterrupt
         On Ctrl-C, once everything that was at work has been stopped.
     """
-    check_choice("executor", executor, EXECUTORS)
+    check_executor(executor, options)
     jobs = [cell.to_json() for cell in cells]
     folders = EXECUTORS[executor](jobs, str(out), workers, dict(options or {}))
     if done is None:
@@ -74,6 +74,18 @@ def run_cells(
     return found
 
 
+def check_executor(executor: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise for an unknown executor, one whose extra is not installed, or options of "local"."""
+    check_choice("executor", executor, EXECUTORS)
+    if executor in PACKAGES:
+        _extra(PACKAGES[executor], executor)
+    elif options:
+        raise NeuroLensError(
+            f"executor='local' takes no options, and {', '.join(options)} was given; "
+            "workers= is the number of its processes"
+        )
+
+
 def outcome(cell_json: str, out: str) -> str:
     """Run a cell and say, as JSON, its ``folder`` or the sentence of its ``error``."""
     try:
@@ -83,11 +95,6 @@ def outcome(cell_json: str, out: str) -> str:
 
 
 def _local(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> Iterator[str]:
-    if options:
-        raise NeuroLensError(
-            f"executor='local' takes no options, and {', '.join(options)} was given; "
-            "workers= is the number of its processes"
-        )
     if workers <= 1 or len(jobs) <= 1:
         yield from (run_cell(job, out) for job in jobs)
         return
@@ -179,6 +186,7 @@ def _wait_or_cancel(job: Any, running: Sequence[Any]) -> None:
         raise
 
 
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
 EXECUTORS = {"local": _local, "ray": _ray, "slurm": _slurm}
 
 

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base import Cell, NeuroLensError, finished_cells, program, read_json, write_json
+from ..base import (
+    Cell,
+    NeuroLensError,
+    check_executor,
+    finished_cells,
+    program,
+    read_json,
+    write_json,
+)
 from .estimates import known_costs
 from .gathering import STUDY, VARIANTS, gather, gather_sweep
 from .inputs import INPUTS, input_hashes, keep_inputs
@@ -67,6 +75,7 @@ def run_study(
     StudyStopped
         On Ctrl-C; the same call goes on from there.
     """
+    check_executor(executor, options)
     checked = load_study(study)
     swept = variants(checked)
     inputs = _inputs(swept)
@@ -101,7 +110,7 @@ def unique_cells(plans: Mapping[str, Plan]) -> Plan:
 class _NothingBegunError(Exception):
     """The recordings or what is asked of them are wrong, before anything was computed."""
 
-    def __init__(self, reason: BaseException):
+    def __init__(self, reason: Exception):
         self.reason = reason
 
 
@@ -117,7 +126,7 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
                 watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
                 for plan in plans.values():
                     check_inputs(cells / plan[0][1].name, plan)
-            except BaseException as error:
+            except Exception as error:
                 raise _NothingBegunError(error) from None
             _name_unused(cells, every)
             for wave in WAVES:

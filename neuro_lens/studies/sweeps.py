@@ -65,8 +65,8 @@ def variants(study: Study) -> list[Variant]:
     fields = study.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
     found = []
     for combination in itertools.product(*study.sweep.values()):
-        values = dict(zip(study.sweep, combination, strict=True))
-        found.append(Variant(label_of(values), values, with_values(fields, values)))
+        chosen = dict(zip(study.sweep, combination, strict=True))
+        found.append(Variant(label_of(chosen), chosen, with_values(fields, chosen)))
     return found
 
 

@@ -52,8 +52,8 @@ class Watch:
         self._advance(self.total - len(self.weight))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def run(self, cells: Sequence[Cell], how: Mapping[str, Any], what: str) -> None:
         """Run those of the cells that are missing, as ``how`` says to `run_cells`."""
