@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ..ablation.words import listing
 from .blocks import Paragraph, Picture
-from .style import BLUE, FAINT, GREY, INK, VERMILION, blank, number, plural, styled
+from .style import BLUE, FAINT, GREY, INK, VERMILION, number, panels_of_rows, plural, styled
 
 COMPARED = {
     "best feature": ("o", BLUE, BLUE),
@@ -69,22 +69,16 @@ def plot_beside_units(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
     recordings = [r for r in order if r in set(table["recording_id"])]
     recordings = recordings or list(table["recording_id"].unique())
     variables = list(table["variable"].unique())
-    figure = blank(8.6, 1.0 + 0.3 * len(recordings))
-    axes = figure.subplots(1, max(2, len(variables)), sharey=True, squeeze=False)[0]
-    for axis, variable in zip(axes, variables, strict=False):
+    figure, axes = panels_of_rows(len(variables), recordings, 0.3)
+    for axis, variable in zip(axes, variables, strict=True):
         for y, recording in enumerate(recordings):
-            axis.plot([0, 1], [y, y], color=FAINT, lw=0.6, zorder=0, transform=_across(axis))
+            axis.axhline(y, color=FAINT, lw=0.6, zorder=0)
             for what, (marker, face, edge) in COMPARED.items():
                 if (recording, variable, what) in means.index:
                     x = means[recording, variable, what]
                     axis.plot(x, y, marker, ms=6.5, mfc=face, mec=edge, mew=1.2)
         axis.axvline(0, color=GREY, lw=0.8, zorder=0)
-        axis.set(title=variable, xlabel="ω²", ylim=(len(recordings) - 0.4, -0.6))
-        axis.set_yticks(range(len(recordings)), recordings)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-    for axis in axes[len(variables) :]:
-        axis.set_visible(False)
+        axis.set(title=variable, xlabel="ω²")
     marks = [
         Line2D([], [], ls="", marker=m, ms=6.5, mfc=face, mec=edge, mew=1.2, label=what)
         for what, (m, face, edge) in COMPARED.items()
@@ -168,8 +162,7 @@ def plot_noise(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
     means = rows.groupby(["recording_id", "source", "measure"])[["estimate", "low", "high"]].mean()
     recordings = [r for r in order if r in set(rows["recording_id"])]
     recordings = recordings or list(rows["recording_id"].unique())
-    figure = blank(8.6, 1.0 + 0.3 * len(recordings))
-    axes = figure.subplots(1, len(NOISE), sharey=True)
+    figure, axes = panels_of_rows(len(NOISE), recordings, 0.3)
     for axis, (measure, title) in zip(axes, NOISE.items(), strict=True):
         for y, recording in enumerate(recordings):
             for source, side in zip(SOURCES, (-0.13, 0.13), strict=True):
@@ -177,10 +170,7 @@ def plot_noise(table: pd.DataFrame, order: Sequence[str] = ()) -> Figure:
                 axis.plot([row["low"], row["high"]], [y + side] * 2, color=SOURCES[source], lw=1.4)
                 axis.plot(row["estimate"], y + side, "o", ms=5, color=SOURCES[source])
         axis.axvline(0, color=GREY, lw=0.8, zorder=0)
-        axis.set(title=title, xlabel="noise correlation", ylim=(len(recordings) - 0.4, -0.6))
-        axis.set_yticks(range(len(recordings)), recordings)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
+        axis.set(title=title, xlabel="noise correlation")
     marks = [Line2D([], [], marker="o", ms=5, color=c, label=s) for s, c in SOURCES.items()]
     figure.legend(handles=marks, loc="outside upper right", ncols=2, handletextpad=0.4)
     return figure
@@ -228,7 +218,3 @@ def _with_driving(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table["what"] == "feature", columns].merge(
         units, on=keys, suffixes=("", "_units")
     )
-
-
-def _across(axis):
-    return axis.get_yaxis_transform()

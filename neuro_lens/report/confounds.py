@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .decoding import by_accuracy, decoding_summary
 from .notes import ORDER, is_sur_v1
-from .style import BLUE, GREY, INK, VERMILION, blank, number, p_value, styled
+from .style import BLUE, GREY, INK, VERMILION, number, p_value, panels_of_rows, styled
 
 
 def before_section(results: Results) -> Section:
@@ -57,8 +57,7 @@ def plot_before(decoding: pd.DataFrame) -> Figure:
     summary = decoding_summary(decoding, "stimulus")
     before = decoding_summary(decoding, "pre-stimulus")
     variables, recordings = list(before["variable"].unique()), by_accuracy(summary)
-    figure = blank(8.6, 0.95 + 0.33 * len(recordings))
-    axes = figure.subplots(1, len(variables), sharey=True, squeeze=False)[0]
+    figure, axes = panels_of_rows(len(variables), recordings, 0.33)
     for axis, variable in zip(axes, variables, strict=True):
         for y, recording in enumerate(recordings):
             pair = [_row(t, _decoder(decoding), recording, variable) for t in (before, summary)]
@@ -73,10 +72,7 @@ def plot_before(decoding: pd.DataFrame) -> Figure:
             axis.plot([first.accuracy, then.accuracy], [y, y], color=GREY, lw=0.9, zorder=1)
             axis.plot(then.accuracy, y, "o", ms=7, color=BLUE if then.beats_chance else GREY)
             axis.plot(first.accuracy, y, "o", ms=6.5, mfc="white", mec=INK, mew=1.2)
-        axis.set(title=variable, xlim=(0, 1), xlabel="accuracy", ylim=(len(recordings) - 0.4, -0.6))
-        axis.set_yticks(range(len(recordings)), recordings)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
+        axis.set(title=variable, xlim=(0, 1), xlabel="accuracy")
     marks = [
         Line2D(
             [],

@@ -17,9 +17,9 @@ from .style import (
     BLUE,
     GREY,
     INK,
-    blank,
     interval,
     number,
+    panels_of_rows,
     plural,
     styled,
 )
@@ -105,15 +105,11 @@ def plot_decoding(table: pd.DataFrame, window: str = "stimulus") -> Figure:
     summary, seeds = decoding_summary(table, window), seeds_of(table, window)
     variables = list(summary["variable"].unique())
     recordings = by_accuracy(summary)
-    figure = blank(8.6, 0.9 + 0.36 * len(recordings))
-    axes = figure.subplots(1, len(variables), sharey=True, squeeze=False)[0]
+    figure, axes = panels_of_rows(len(variables), recordings, 0.36)
     for axis, variable in zip(axes, variables, strict=True):
         for y, recording in enumerate(recordings):
             _draw_recording(axis, y, *(_of(t, recording, variable) for t in (summary, seeds)))
-        axis.set(title=variable, xlim=(0, 1), xlabel="accuracy", ylim=(len(recordings) - 0.4, -0.6))
-        axis.set_yticks(range(len(recordings)), recordings)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
+        axis.set(title=variable, xlim=(0, 1), xlabel="accuracy")
     marks = [
         Line2D([], [], ls="", marker="o", ms=7.5, color=BLUE, label="transformer"),
         Line2D([], [], ls="", marker="o", ms=7, mfc="white", mec=INK, mew=1.2, label="linear"),

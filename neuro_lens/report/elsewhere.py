@@ -9,7 +9,19 @@ from matplotlib.lines import Line2D
 
 from ..ablation.words import listing
 from .blocks import Grid, Paragraph, Picture
-from .style import BLUE, FAINT, GREY, INK, VERMILION, blank, number, p_value, plural, styled
+from .style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    VERMILION,
+    blank,
+    number,
+    p_value,
+    panels_of_rows,
+    plural,
+    styled,
+)
 
 TESTED = "tested"
 
@@ -58,9 +70,8 @@ def plot_generalisation(table: pd.DataFrame, alpha: float = 0.05) -> Figure:
     """
     shares = _by_animal(table, alpha)
     variables, animals = list(table["variable"].unique()), sorted(table["held_out"].unique())
-    figure = blank(8.6, 0.95 + 0.3 * len(animals))
-    axes = figure.subplots(1, max(2, len(variables)), sharey=True, squeeze=False)[0]
-    for axis, variable in zip(axes, variables, strict=False):
+    figure, axes = panels_of_rows(len(variables), animals, 0.3)
+    for axis, variable in zip(axes, variables, strict=True):
         rows = shares.xs(variable, level="variable").reindex(animals)
         axis.barh(range(len(animals)), rows["agrees"], 0.55, color=BLUE)
         axis.axvline(rows["chance"].max(), color=INK, lw=1)
@@ -68,12 +79,6 @@ def plot_generalisation(table: pd.DataFrame, alpha: float = 0.05) -> Figure:
             found = "–" if np.isnan(row.found) else f"{number(row.found, 0)} of {row.tested:.0f}"
             axis.annotate(found, (1.0, y), ha="right", va="center", fontsize=8, color=INK)
         axis.set(title=variable, xlim=(0, 1), xlabel="same preferred value")
-        axis.set_ylim(len(animals) - 0.4, -0.6)
-        axis.set_yticks(range(len(animals)), animals)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-    for axis in axes[len(variables) :]:
-        axis.set_visible(False)
     return figure
 
 

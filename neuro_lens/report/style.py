@@ -7,10 +7,11 @@ import functools
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -75,6 +76,30 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 def blank(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` × ``height`` inches that pyplot does not know."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def panels_of_rows(n_panels: int, rows: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side that share named rows, from top to bottom.
+
+    Parameters
+    ----------
+    n_panels : int
+        A single one is half as wide as the figure.
+    rows : sequence of str
+        Such as recordings; the first is at y = 0, the next at 1.
+    height : float
+        Of a row, in inches.
+    """
+    figure = blank(8.6, 0.95 + height * len(rows))
+    axes = list(figure.subplots(1, max(2, n_panels), sharey=True, squeeze=False)[0])
+    for axis in axes:
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    for axis in axes[n_panels:]:
+        axis.set_visible(False)
+    return figure, axes[:n_panels]
 
 
 @styled
