@@ -60,7 +60,7 @@ def compare_runs(a: str | Path, b: str | Path, *, tolerance: float = 0.0) -> pd.
                 "neuro-lens run wrote to its end"
             )
     rows = [*_cards(folders), *_tables(folders, tolerance)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def diff_text(differences: pd.DataFrame) -> str:

@@ -93,7 +93,9 @@ def plan_text(table: pd.DataFrame, workers: int = 1) -> str:
             "disk": [_about(row.state, megabytes(row.bytes)) for row in table.itertuples()],
         }
     )
-    lines = [shown.to_string(index=False, justify="left"), ""]
+    columns = [[name, *shown[name]] for name in shown]
+    padded = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
+    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)] + [""]
     to_do = table[table["state"] == TO_DO]
     n_done = len(table) - len(to_do)
     if to_do.empty:
