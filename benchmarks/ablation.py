@@ -1,6 +1,7 @@
 """What many ablations cost: the engine against one decode each, in one process, as ratios.
 
-Run as ``python benchmarks/ablation.py [interventions]``.
+Run as ``python benchmarks/ablation.py [interventions] [every]``: with a second number, that many
+interventions at every hook point as well (some minutes). Times are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from time import process_time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from neuro_lens.ablation import Prefix, run_edits
+from neuro_lens.ablation import Prefix, dose_response, run_edits
 from neuro_lens.ablation.engine import chunk_size
 from neuro_lens.ablation.spliced import FeatureSets, Spliced
 from neuro_lens.base import Batch
@@ -25,8 +27,8 @@ D_SAE, K, N_FEATURES = 4096, 32, 6
 GOALS = {"dec.hook_resid_post": 40.0}
 
 
-def main(n: int = 64) -> None:
-    """Print a line a hook, then the cost curve at the readout's end."""
+def main(n: int = 64, every: int = 0) -> None:
+    """Print a line a hook, the cost curve at the readout's end, and what a study costs there."""
     torch.set_num_threads(1)
     hooked, batch = _decoder()
     task = hooked.tasks["direction"]
@@ -48,6 +50,9 @@ def main(n: int = 64) -> None:
             f"{bound:.1f} with f {share:.3f}), chunks of {chunk}, largest difference {error:.1e}"
         )
     _curve(hooked, task, sae, batch, rng, full)
+    _study(hooked, sae, batch)
+    if every:
+        _every_hook(hooked, task, batch, every)
 
 
 def _curve(hooked: Any, task: Any, sae: Any, batch: Batch, rng: Any, full: float) -> None:
@@ -60,6 +65,82 @@ def _curve(hooked: Any, task: Any, sae: Any, batch: Batch, rng: Any, full: float
     slope = np.polyfit(counts, times, 1)[0] / full
     curve = ", ".join(f"{n}: {t / full:.2f}" for n, t in zip(counts, times, strict=True))
     print(f"  {name}, in bare decodes: {curve}; slope {slope:.4f} each (goal below 0.05)")
+
+
+def _study(hooked: Any, sae: Any, batch: Batch, controls: int = 999) -> None:
+    """Time one recording's doses 0 to 16 of eight groups, each beside its controls."""
+    rng = np.random.default_rng(1)
+    groups = {v: rng.choice(D_SAE, 16, replace=False).tolist() for v in np.arange(8) * 45.0}
+    doses = (0, 1, 2, 4, 8, 16)
+    (_, areas), seconds = _timed(
+        lambda: dose_response(
+            hooked, sae, [batch], groups, doses=doses, keep=False, controls=controls, hook=HOOKS[-1]
+        )
+    )
+    print(
+        f"  8 groups × {controls} controls × {len(doses)} doses at {HOOKS[-1]}: {seconds:.0f} s a "
+        f"recording, {6 * seconds / 2:.0f} s for six on two cores (goal below 60); sets within a "
+        f"fifth for {(areas['off_by'] <= 0.2).sum()} of {len(areas)} groups"
+    )
+
+
+class _Dimensions:
+    """Edits that zero one dimension each."""
+
+    def __init__(self, x: torch.Tensor, n: int):
+        self.x, self.n = x, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: slice) -> torch.Tensor:
+        edited = self.x.expand(index.stop - index.start, *self.x.shape).clone()
+        for row, k in enumerate(range(index.start, index.stop)):
+            edited[row, ..., k % self.x.shape[-1]] = 0
+        return edited
+
+
+def _every_hook(hooked: Any, task: Any, batch: Batch, n: int) -> None:
+    """Zero ``n`` dimensions in turn at each hook point that holds vectors."""
+    worst = []
+    for row in hooked.hook_table().itertuples():
+        if "," in str(row.axis) or ".hook_rot_" in row.name or row.optional:
+            continue
+        looped, loop = _timed(lambda h=row.name: _loop_dimensions(hooked, task, h, batch, 3))
+        share = _downstream_share(hooked, row.name, batch)
+
+        def run(h: str = row.name) -> torch.Tensor:
+            prefix = Prefix(hooked, h, batch, task)
+            return torch.cat([p for _, p in run_edits([prefix], [_Dimensions(prefix.x, n)])])
+
+        found, engine = _timed(run)
+        ratio, bound = loop / 3 * n / engine, n / (1 + (n - 1) * share)
+        worst.append((ratio / bound, ratio, row.name))
+        error = (found[:3] - looped).abs().max().item()
+        print(
+            f"    {row.name}: loop / engine {ratio:.2f}, {ratio / bound:.2f} of "
+            f"n / (1 + (n - 1) f) {bound:.2f} with f {share:.3f}, largest difference {error:.1e}"
+        )
+    least, slowest = min(worst), min(worst, key=lambda w: w[1])
+    print(
+        f"  {n} interventions at each of {len(worst)} hook points: least share {least[0]:.2f} at "
+        f"{least[2]} (goal 0.7), least loop / engine {slowest[1]:.2f} at {slowest[2]} (goal 1)"
+    )
+
+
+@torch.no_grad()
+def _loop_dimensions(hooked: Any, task: Any, name: str, batch: Batch, n: int) -> torch.Tensor:
+    found = []
+    for k in range(n):
+
+        def zero(x: torch.Tensor, hook: Any, k: int = k) -> torch.Tensor:
+            edited = x.clone()
+            edited[..., k % x.shape[-1]] = 0
+            return edited
+
+        with hooked.hooks(fwd_hooks=[(name, zero)]):
+            found.append(task.prediction(hooked.decode(batch), batch.inputs))
+    return torch.stack(found)
 
 
 def _engine(
@@ -153,7 +234,18 @@ def _decoder() -> tuple[Any, Batch]:
         "output_timestamps": torch.ones(WINDOWS, outputs),
         "output_decoder_index": asked,
     }
-    return hook_model(decoder), Batch(inputs, recording_id=["a"] * WINDOWS)
+    target = torch.arange(WINDOWS) % 8
+    labels = pd.DataFrame(
+        {
+            "window": np.arange(WINDOWS),
+            "trial": np.arange(WINDOWS).astype(str),
+            "block": np.arange(WINDOWS) // 8,
+            "direction": 45.0 * target.numpy(),
+        }
+    )
+    return hook_model(decoder), Batch(
+        inputs, {"direction": target}, labels, recording_id=["a"] * WINDOWS
+    )
 
 
 if __name__ == "__main__":

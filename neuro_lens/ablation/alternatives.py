@@ -14,6 +14,7 @@ from ..base import Batch
 from ..tuning import TrialCodes, trial_codes
 from .controls import (
     ELSEWHERE,
+    OF_ANOTHER,
     PCS,
     RANDOM_SAE,
     RAW,
@@ -22,7 +23,9 @@ from .controls import (
     UNTRAINED,
     Groups,
     choose,
+    choose_of_another,
     n_blocks,
+    other_variables,
     resampled,
     shuffled,
 )
@@ -123,6 +126,7 @@ class Sources:
         rng = np.random.default_rng([self.seed, 1])
         draws = [self._rule(shuffled(codes, self.variable, rng)) for _ in range(SHUFFLES)]
         found.append(Alternative(SHUFFLED, self.sae, draws))
+        found += self._of_others(codes)
         for name, other in elsewhere.items():
             there = harvest(self.hooked, other, self.hook)
             found.append(self._from_elsewhere(name, there))
@@ -131,6 +135,24 @@ class Sources:
             groups = self._choose(harvest(hooked, batches, self.hook), sae)
             found.append(Alternative(UNTRAINED, sae, [groups], hooked))
         return found
+
+    def _of_others(self, codes: TrialCodes) -> list[Alternative]:
+        """Return the SAE's features that are selective for other variables of the same trials."""
+        names = other_variables(codes.trials, self.variable)
+        if not names:
+            self.missing[f"{OF_ANOTHER}another variable"] = (
+                f"only {self.variable} varies over these trials, so whether an effect is specific "
+                "to it could not be tested"
+            )
+        chosen = [
+            choose_of_another(codes, self.variable, name, self.n_features, self.seed)
+            for name in names
+        ]
+        return [
+            Alternative(f"{OF_ANOTHER}{name}", self.sae, [groups])
+            for name, groups in zip(names, chosen, strict=True)
+            if any(groups.values())
+        ]
 
     def _from_elsewhere(self, name: str, acts: ActivationStore) -> Alternative:
         codes = trial_codes(acts, self.sae, allow_other_decoder=True)

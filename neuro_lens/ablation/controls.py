@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from ..tuning import TrialCodes, feature_groups, tune
+from ..tuning.variables import NOT_VARIABLES
 from .matching import Matched, Removed, matched_sets
 from .outcomes import score
 from .scene import Effects, SplicedScene, compare
@@ -28,7 +30,10 @@ SHUFFLED = "shuffled labels"
 UNTRAINED = "untrained decoder"
 ELSEWHERE = "features from "
 """What the name of a control begins with whose features another recording chose."""
+OF_ANOTHER = "features of "
+"""What the name of a control begins with whose features are selective for another variable."""
 LARGEST_BIAS = 50.0
+MOST_VALUES = 20
 
 Groups = dict[Any, list[int]]
 
@@ -43,6 +48,42 @@ def choose(codes: TrialCodes, variable: str, n_features: int, seed: int = 0) -> 
     table = tune(codes, variables=[variable], n_permutations=1, seed=seed)
     found = feature_groups(table, variable, n=n_features)
     return {value: found.get(value, []) for value in values}
+
+
+def other_variables(trials: pd.DataFrame, variable: str) -> list[str]:
+    """Return the variables that vary beside one: with 2 to 20 values within most of its own.
+
+    A variable that the other determines, or that determines it, is the same one in other words
+    (direction and orientation).
+    """
+    found = []
+    for name in trials.columns:
+        if name in NOT_VARIABLES or name == variable:
+            continue
+        both = trials[[variable, name]].dropna()
+        n_values = both[name].nunique()
+        if not 2 <= n_values <= MOST_VALUES or both[variable].nunique() < 2:
+            continue
+        finer = both.groupby(variable)[name].nunique()
+        coarser = both.groupby(name)[variable].nunique()
+        if (finer > 1).mean() > 0.5 and (coarser > 1).mean() > 0.5:
+            found.append(str(name))
+    return found
+
+
+def choose_of_another(
+    codes: TrialCodes, variable: str, other: str, n_features: int, seed: int = 0
+) -> Groups:
+    """Return for each value of a variable the features most selective for another variable.
+
+    The same set for all values: the ``n_features`` with the largest effect (ω²) on the other,
+    whichever of its values they prefer.
+    """
+    table = tune(codes, variables=[other], n_permutations=1, seed=seed)
+    table = table[table["effect"] > 0].sort_values("effect", ascending=False, kind="stable")
+    best = [int(f) for f in table["feature"].drop_duplicates()[:n_features]]
+    values = sorted(codes.trials[variable].dropna().unique().tolist())
+    return dict.fromkeys(values, best)
 
 
 def shuffled(codes: TrialCodes, variable: str, rng: np.random.Generator) -> TrialCodes:

@@ -208,8 +208,8 @@ def _areas(removed: Sequence[_Dose], ranked: Groups, doses: Sequence[int]) -> pd
         return table
     for name in ("p_on", "p_specificity"):
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
-    ps = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
-    return table.assign(regime=regimes(*ps))
+    p_on, p_specificity = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
+    return table.assign(regime=regimes(p_on, p_specificity, len(on) - 1))
 
 
 def _doses(groups: Mapping[Any, Sequence[int]], doses: Sequence[int] | None) -> list[int]:

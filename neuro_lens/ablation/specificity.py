@@ -15,6 +15,7 @@ from .intervals import block_weights, holm, rank_p
 from .tables import FAIR, N_BOOTSTRAP
 
 NOT_MATCHED = "no matched control"
+TOO_FEW = "too few controls"
 
 
 def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05) -> pd.DataFrame:
@@ -40,7 +41,8 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
         difference of the median matched set in mass and norm on the target trials) and
         ``regime``: ``selective`` (specificity above controls), ``entangled`` (its own trials lose
         more than under controls, the others as well), ``not encoded`` (neither), or ``no matched
-        control`` where the median set is off by more than a fifth. The regimes are those of
+        control`` where the median set is off by more than a fifth, or ``too few controls`` where
+        their number does not allow a corrected p of ``alpha``. The regimes are those of
         arXiv 2605.13930, decided here by tests.
     """
     groups: dict[tuple[str, str], list[Fold]] = {}
@@ -51,12 +53,17 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
     return pd.concat(tables, ignore_index=True)
 
 
-def regimes(p_on: np.ndarray, p_specificity: np.ndarray, alpha: float = 0.05) -> list[str]:
-    """Return each value's regime from corrected ps; NaN is a value without matched controls."""
+def regimes(
+    p_on: np.ndarray, p_specificity: np.ndarray, n_controls: int, alpha: float = 0.05
+) -> list[str]:
+    """Return each value's regime from ps corrected over values; NaN has no matched controls."""
+    n_tested = int(np.isfinite(p_specificity).sum())
     found = []
     for on, specific in zip(p_on, p_specificity, strict=True):
         if np.isnan(specific):
             found.append(NOT_MATCHED)
+        elif n_tested / (n_controls + 1) > alpha:
+            found.append(TOO_FEW)
         elif specific <= alpha:
             found.append("selective")
         else:
@@ -80,7 +87,7 @@ def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) ->
     for name in ("p_on", "p_specificity"):
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
     on, specificity = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
-    table["regime"] = regimes(on, specificity, alpha)
+    table["regime"] = regimes(on, specificity, int(table["n_controls"].min()), alpha)
     return table
 
 

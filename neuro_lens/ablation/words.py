@@ -12,6 +12,7 @@ from .controls import (
     DIRECTIONS,
     ELSEWHERE,
     LOGIT_SETS,
+    OF_ANOTHER,
     PCS,
     RANDOM_SAE,
     RANDOM_SETS,
@@ -44,6 +45,12 @@ MEANING = {
 ELSEWHERE_MEANING = (
     "features chosen on another recording by the same rule; the difference to the SAE includes "
     "the noise of the choice, made again on resamples of that recording's repeat blocks"
+)
+
+
+OF_ANOTHER_MEANING = (
+    "features of the same SAE that are most selective for another variable of the same trials, the "
+    "same ones for every value"
 )
 
 
@@ -112,7 +119,7 @@ def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str,
     words = []
     for row in summary.itertuples():
         if row.dictionary != SAE:
-            words.append(MEANING.get(row.dictionary, ELSEWHERE_MEANING))
+            words.append(_meaning(row.dictionary))
             continue
         here = matching[
             (matching["hook"] == row.hook) & (matching["recording_id"] == row.recording_id)
@@ -129,6 +136,12 @@ def explain(summary: pd.DataFrame, matching: pd.DataFrame, missing: Mapping[str,
         found += [f"Not run: {name}, since {why}." for name, why in missing.items()]
         words.append(" ".join(w for w in found if w))
     return words
+
+
+def _meaning(dictionary: str) -> str:
+    if dictionary.startswith(OF_ANOTHER):
+        return OF_ANOTHER_MEANING
+    return MEANING.get(dictionary, ELSEWHERE_MEANING)
 
 
 def listing(names: Sequence[str]) -> str:

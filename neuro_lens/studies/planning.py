@@ -38,6 +38,7 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "ablation_groups": "ablation",
     "ablation_confusions": "ablation",
     "ablation_matching": "ablation",
+    "ablation_specificity": "ablation",
     "probe_map": "probes",
     "beside_units": "comparisons",
     "noise": "comparisons",

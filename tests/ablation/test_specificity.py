@@ -58,8 +58,9 @@ def test_sets_that_do_not_match_are_no_control(fold):
 
 def test_regimes():
     on, specific = np.array([0.01, 0.01, 0.4, 0.4]), np.array([0.01, 0.3, 0.3, np.nan])
-    found = regimes(on, specific)
+    found = regimes(on, specific, 999)
     assert found == ["selective", "entangled", "not encoded", "no matched control"]
+    assert regimes(on, specific, 19)[:3] == ["too few controls"] * 3
 
 
 def test_holm_against_its_definition():
