@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import NeuroLensError
 from .files import atomic_folder, hash_json, read_json, write_json
-from .program import program
+from .program import load, program
 
 CARD = "cell.json"
 
@@ -62,18 +62,18 @@ def run_cell(cell_json: str, out: str) -> str:
     Raises
     ------
     NeuroLensError
-        When the program is another one than when the cell was made, before or after the work;
-        nothing is left of the cell then.
+        When the program is another one than when the cell was made. It is loaded whole before the
+        work begins: what changes later changes nothing of it.
     """
     cell = Cell(**json.loads(cell_json))
     folder = Path(out) / cell.name
     if not folder.exists():
         module, function = cell.command.split(":")
+        load(cell.command)
         _refuse_change(cell)
         began = time.perf_counter()
         with atomic_folder(folder) as part, one_thread():
             getattr(importlib.import_module(module), function)(part, **cell.params)
-            _refuse_change(cell)
             card = {
                 **asdict(cell),
                 "seconds": round(time.perf_counter() - began, 3),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +53,35 @@ def program(command: str) -> dict[str, str]:
         command's own name that of the function with what it uses beside it, and by library its
         version.
     """
+    name = command.partition(":")[0]
+    text, modules = _followed(command)
+    digests: dict[str, hashlib._Hash] = {}
+    _add(digests, command, text)
+    for module, path in sorted(modules.items()):
+        if module not in {name, *NEUTRAL}:
+            text = _parsed(path, path.stat().st_mtime_ns, module).text
+            _add(digests, ".".join(module.split(".")[:2]), f"{module}\n{text}")
+    versions = {library: _version(library) for library in LIBRARIES}
+    return {room: digest.hexdigest()[:16] for room, digest in digests.items()} | versions
+
+
+def load(command: str) -> None:
+    """Import every module that a command can reach, so that later changes do not reach it."""
+    for module in _followed(command)[1]:
+        with suppress(ImportError):
+            importlib.import_module(module)
+
+
+def _followed(command: str) -> tuple[str, dict[str, Path]]:
+    """Return the source of a command with what it uses beside it, and the modules that it reaches.
+
+    The command's own module is among them, with its file.
+    """
     name, _, function = command.partition(":")
     tops = {name.partition(".")[0], OURS}
-    digests: dict[str, hashlib._Hash] = {}
     text, todo = _reached(name, function)
-    _add(digests, command, text)
+    own = _path(name)
+    found = {name: own} if own is not None else {}
     seen = {name}
     while todo:
         module = todo.pop()
@@ -63,18 +89,13 @@ def program(command: str) -> dict[str, str]:
             continue
         seen.add(module)
         path = _path(module)
-        if path is not None and module not in NEUTRAL:
-            source = _parsed(path, path.stat().st_mtime_ns, module)
-            todo |= source.imports
+        if path is not None:
+            found[module] = path
+            if module not in NEUTRAL:
+                todo |= _parsed(path, path.stat().st_mtime_ns, module).imports
             if module == HOOKS:
                 todo |= {f"{ADAPTERS}.{file.stem}" for file in _adapters()}
-    for module in sorted(seen - {name} - NEUTRAL):
-        path = _path(module)
-        if path is not None:
-            text = _parsed(path, path.stat().st_mtime_ns, module).text
-            _add(digests, ".".join(module.split(".")[:2]), f"{module}\n{text}")
-    versions = {library: _version(library) for library in LIBRARIES}
-    return {room: digest.hexdigest()[:16] for room, digest in digests.items()} | versions
+    return text, found
 
 
 def _add(digests: dict[str, hashlib._Hash], room: str, text: str) -> None:
