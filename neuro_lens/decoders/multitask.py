@@ -56,8 +56,9 @@ def multitask_table(decoder: Any, batches: Iterable[Any], **columns: Any) -> pd.
 
     Parameters
     ----------
-    decoder : module
-        With ``readout_specs``, such as `CalciumPOYOPlus`.
+    decoder : CalciumPOYOPlus or HookedDecoder
+        A hooked one decodes with what is attached to it: an SAE, or ``hooked.ablate(…)`` around
+        the call, whose effect on every task is then this table beside that of the bare decoder.
     batches : iterable of Batch
         From `stream_windows`.
 
@@ -87,7 +88,7 @@ def multitask_table(decoder: Any, batches: Iterable[Any], **columns: Any) -> pd.
     rows = []
     for (rid, task), given in answers.items():
         answer, target = _stitched(given)
-        kind = decoder.readout_specs[task].kind
+        kind = _specs(decoder)[task].kind
         scores = _class_scores if kind == "classification" else _signal_scores
         for metric, (value, chance) in scores(task, answer, target).items():
             row = {"recording_id": rid, "task": task, "metric": metric, "value": value}
@@ -120,16 +121,16 @@ def multitask_summary(table: pd.DataFrame) -> pd.DataFrame:
 def _decoded(decoder: Any, batches: Iterable[Any]) -> dict[tuple[str, str], list[tuple]]:
     """Return (time, answer, target) arrays of each recording and task, window after window."""
     found: dict[tuple[str, str], list[tuple]] = {}
-    was_training = decoder.training
-    decoder.eval()
+    specs, model = _specs(decoder), getattr(decoder, "decoder", decoder)
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
         for batch in track(batches, "decode"):
-            outputs = decoder(**batch.inputs)
+            hooked = model is not decoder
+            outputs = decoder.decode(batch) if hooked else decoder(**batch.inputs)
             index, times = batch.inputs["output_decoder_index"], batch.inputs["output_timestamps"]
             for task, target in batch.targets.items():
-                window, position = torch.nonzero(
-                    index == decoder.readout_specs[task].id, as_tuple=True
-                )
+                window, position = torch.nonzero(index == specs[task].id, as_tuple=True)
                 when = batch.window_start[window.numpy()] + times[window, position].double().numpy()
                 rid = np.asarray(batch.recording_id)[window.numpy()]
                 for name in np.unique(rid):
@@ -138,8 +139,13 @@ def _decoded(decoder: Any, batches: Iterable[Any]) -> dict[tuple[str, str], list
                     found.setdefault((str(name), task), []).append(
                         (when[rows], answer, target[rows].numpy())
                     )
-    decoder.train(was_training)
+    model.train(was_training)
     return found
+
+
+def _specs(decoder: Any) -> Mapping[str, Readout]:
+    specs: Mapping[str, Readout] = getattr(decoder, "decoder", decoder).readout_specs
+    return specs
 
 
 def _stitched(given: list[tuple]) -> tuple[np.ndarray, np.ndarray]:

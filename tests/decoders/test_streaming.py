@@ -3,13 +3,20 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch_brain.batching import collate
 from torch_brain.datasets import Dataset, DatasetIndex
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.decoders import CalciumPOYOPlus, multitask_readouts, stream_windows
+from neuro_lens.decoders import (
+    CalciumPOYOPlus,
+    multitask_readouts,
+    multitask_table,
+    stream_windows,
+)
+from neuro_lens.hooks import hook_model
 from neuro_lens.recordings import load_recordings, write_recording
 from neuro_lens.recordings.brain_observatory import read_nwb
 
@@ -22,7 +29,7 @@ def folder(tmp_path_factory, made_up_nwb):
     folder = tmp_path_factory.mktemp("sessions")
     for seed, kind in enumerate(TYPES):
         nwb = folder / f"{seed}.nwb"
-        made_up_nwb.write_nwb(nwb, seed, session_type=kind, seed=seed, n_cells=5 + seed, movie=40)
+        made_up_nwb.write_nwb(nwb, seed, session_type=kind, seed=seed, n_cells=5 + seed, movie=120)
         write_recording(read_nwb(nwb), folder, str(seed))
     return folder
 
@@ -130,3 +137,26 @@ def test_bad_requests_are_said(folder, tmp_path):
     smaller = new_decoder(tmp_path)
     with pytest.raises(NeuroLensError, match="does not know '540001000' and 5 more"):
         next(iter(stream_windows(folder, smaller, recording_ids=["1"])))
+
+
+def test_what_is_attached_to_a_hooked_decoder_counts_in_every_task(folder):
+    decoder = new_decoder(folder, pool=5)
+    batches = stream_windows(folder, decoder, batch_size=256)
+    bare = multitask_table(decoder, batches)
+    assert {"accuracy", "within_30", "published", "mse", "r2"} == set(bare["metric"])
+    assert set(bare["task"]) == set(decoder.readout_specs)
+    hooked = hook_model(decoder)
+    pd.testing.assert_frame_equal(multitask_table(hooked, batches), bare)
+
+    def nothing(x, hook):
+        return torch.zeros_like(x)
+
+    with hooked.hooks([("blocks.0.hook_resid_post", nothing)]):
+        removed = multitask_table(hooked, batches)
+    keys = ["recording_id", "task", "metric"]
+    pd.testing.assert_frame_equal(removed[keys], bare[keys])
+    signals = bare["metric"] == "mse"
+    assert (removed["value"][signals] != bare["value"][signals]).all()
+    # without latents the answer to a task is one and the same in all of a recording's windows
+    constant = removed[(removed["task"] == "running_speed") & (removed["metric"] == "r2")]
+    assert (constant["value"] <= 1e-6).all()
