@@ -56,7 +56,7 @@ def exchangeable(x_nf: Any, design: Design) -> tuple[Any, str]:
         flat = _detrended(x_nf[at], block, design.time[at])
         rho = _autocorrelation(flat, block, place, design.value[at], design.time[at])
         found.append(rho)
-        out[at] = centre_blocks(_mixed(flat, block, place, rho, -0.5), block)
+        out[at] = centre_blocks(mixed(flat, block, place, rho, -0.5), block)
     if not found:
         return out, ""
     return out, (
@@ -87,7 +87,7 @@ def _autocorrelation(
     white = np.random.default_rng(0).standard_normal((len(block), N_SIMULATED))
     expected = []
     for rho in CORRELATIONS:
-        noise = _mixed(white, block, place, rho, 0.5)
+        noise = mixed(white, block, place, rho, 0.5)
         expected.append(_lag1(_detrended(noise, block, time), block, place, value))
     return float(np.interp(_lag1(x_nf, block, place, value), expected, CORRELATIONS))
 
@@ -101,7 +101,7 @@ def _lag1(x_nf: np.ndarray, block: np.ndarray, place: np.ndarray, value: np.ndar
     return float(np.mean(neighbours[varies] / power[varies])) if varies.any() else 0.0
 
 
-def _mixed(
+def mixed(
     x_nf: np.ndarray, block: np.ndarray, place: np.ndarray, rho: float, power: float
 ) -> np.ndarray:
     """Multiply the trials of each block by a power of their correlation matrix."""

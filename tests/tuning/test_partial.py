@@ -125,7 +125,23 @@ def test_likeness_of_neighbouring_trials_is_stated_as_a_limit(runners, noise):
     alike = TrialCodes(noise(256, 50, rho=0.8), runners.trials)
     for data, stated in ((alike, True), (runners, False)):
         rows = tune(data, variables="direction", given="running", n_permutations=9)
-        assert rows["limit"].str.contains("neighbouring trials are alike").all() == stated
+        assert rows["limit"].str.contains("likeness of neighbouring trials").all() == stated
+
+
+def test_p_is_uniform_for_features_that_are_alike_in_neighbouring_trials(make_trials, noise):
+    """Running is slow and follows direction, features only follow running."""
+    found = []
+    for seed in range(6):
+        trials = make_trials(n_blocks=16, recordings=("a", "b"), seed=seed)
+        slow = np.concatenate([noise(128, 1, rho=0.9, seed=10 * seed + i) for i in (0, 1)])[:, 0]
+        trials["running"] = np.cos(np.deg2rad(trials["direction"])) + slow
+        rank = trials.groupby("recording_id")["running"].rank(pct=True).to_numpy()
+        x = 3.5 * rank[:, None] + noise(256, 100, rho=0.9, seed=10 * seed + 2)
+        rows = tune(
+            TrialCodes(x, trials), variables="direction", given="running", n_permutations=199
+        )
+        found.append((rows["p"] <= 0.05).mean())
+    assert np.mean(found) < 0.085
 
 
 def test_maxt_and_holding_fixed_go_together(runners):
