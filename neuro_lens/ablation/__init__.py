@@ -7,6 +7,7 @@ from .engine import Prefix, run_edits
 from .errors import error_table
 from .interventions import run_interventions
 from .over_time import interventions_over_time
+from .reading import double_dissociation, probe_after
 from .search import greedy_features, minimal_sets, rank_features
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .sufficiency import sufficiency
@@ -19,11 +20,13 @@ __all__ = [
     "ablation_study",
     "cross_fitted_study",
     "dose_response",
+    "double_dissociation",
     "error_table",
     "feature_groups",
     "greedy_features",
     "interventions_over_time",
     "minimal_sets",
+    "probe_after",
     "rank_features",
     "run_edits",
     "run_interventions",
