@@ -86,7 +86,8 @@ def decoder(
     # the folder is .<name of the cell>.<random> until it is finished
     unfinished = folder.parent / f"unfinished-{folder.name.split('.')[1]}"
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
-    save_decoder(model, folder / "decoder", seed=seed, training=dict(training))
+    made = {**asked["windows"], "window": list(window)}
+    save_decoder(model, folder / "decoder", seed=seed, training=dict(training), windows=made)
     write_table(history, folder, "training")
     # under another name at once, or a kill would leave half a checkpoint
     gone = unfinished.with_name(f".{unfinished.name}.finished")
