@@ -159,6 +159,7 @@ def test_a_changed_program_makes_new_cells_and_names_the_old(
         return {**real(command), **other}
 
     monkeypatch.setattr(cells, "program", changed)
+    monkeypatch.setattr(running, "program", changed)
     run_study(study, out)
     new = {path.name for path in (out / "cells").iterdir()} - old
     assert [name.split("-")[0] for name in new] == ["ablation"]
