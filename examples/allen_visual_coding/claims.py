@@ -85,7 +85,10 @@ def _tuned(folder: Path) -> str:
 
 def _between(folder: Path) -> str:
     rows = _upstream(_read(folder, "between_summary"))
-    return " ".join(rows.loc[rows["control"] == "none", "words"].astype(str))
+    return " ".join(
+        f"{row.words} The smallest p that these animals could give is {row.p_floor:.2g}."
+        for row in rows[rows["control"] == "none"].itertuples()
+    )
 
 
 def _ablated(folder: Path) -> str:
