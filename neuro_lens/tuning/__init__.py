@@ -1,6 +1,7 @@
 """Tuning: features × variables, on trials, against what is exchangeable."""
 
 from .absorption import absorption
+from .animals import population_interval
 from .answered import trial_answers
 from .answers import answer_tuning
 from .association import covariates
@@ -42,6 +43,7 @@ __all__ = [
     "match_by_tuning",
     "noise_correlations",
     "noise_pairs",
+    "population_interval",
     "predict_between",
     "probe",
     "probe_map",

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+from scipy.stats import t as t_distribution
 
 from neuro_lens.base import NeuroLensError, check_choice
 
+from .families import TESTED
 from .splits import explained, share_reaching
 from .trials import TrialCodes
 from .variables import NOT_VARIABLES, PERIODS, find_variable
+
+MIN_ANIMALS = 6
+"""Animals that an interval over a population takes."""
+
+
+def population_interval(
+    tuning: pd.DataFrame, animals: Mapping[str, str] | None = None, level: float = 0.95
+) -> pd.DataFrame:
+    """Return the mean effect over animals with a t interval, which speaks of further animals.
+
+    Parameters
+    ----------
+    tuning : DataFrame
+        From ``tune(..., by="recording_id")``, whose rows are each animal's effect.
+    animals : mapping of recording_id to animal, optional
+        Recordings of one animal are averaged first; by default each is an animal of its own.
+    level : float
+
+    Returns
+    -------
+    DataFrame
+        A row per hook, variable and feature: ``n_animals`` (in which the feature was tested),
+        ``effect`` (mean over them), ``low`` and ``high`` (NaN with fewer than 6).
+
+    Raises
+    ------
+    NeuroLensError
+        For fewer than 6 animals, and for a recording whose animal is not given.
+    """
+    rows = tuning[(tuning["status"] == TESTED) & (tuning["recording_id"] != "all")]
+    animal = rows["recording_id"] if animals is None else rows["recording_id"].map(dict(animals))
+    if animal.isna().any():
+        missing = rows["recording_id"][animal.isna()].iloc[0]
+        raise NeuroLensError(f"the animal of recording {missing!r} is not given; name it")
+    if animal.nunique() < MIN_ANIMALS:
+        raise NeuroLensError(
+            f"the table has effects of {animal.nunique()} animals and an interval over a "
+            f"population takes {MIN_ANIMALS}; show each animal's effect, from "
+            "tune(by='recording_id'), or add animals"
+        )
+    keys = ["hook", "variable", "feature"]
+    own = rows.assign(animal=animal).groupby([*keys, "animal"], sort=False)["effect"].mean()
+    found = own.groupby(keys, sort=False).agg(["count", "mean", "std"])
+    n = found["count"].to_numpy()
+    reach = t_distribution.ppf((1 + level) / 2, np.maximum(n - 1, 1)) * found["std"] / np.sqrt(n)
+    reach = reach.where(n >= MIN_ANIMALS)
+    table = pd.DataFrame({"n_animals": n, "effect": found["mean"]}, index=found.index)
+    return table.assign(low=table["effect"] - reach, high=table["effect"] + reach).reset_index()
 
 
 def animal_means(

@@ -80,6 +80,9 @@ def covariates(
         if part.trials[name].nunique() > 1
     ]
     if not tables:
-        raise NeuroLensError(f"{', '.join(names)} vary in no recording; choose others")
+        raise NeuroLensError(
+            f"covariates {', '.join(map(repr, names))} are constant or empty in every recording; "
+            "choose others"
+        )
     table = pd.concat(tables, ignore_index=True).assign(given=given)
     return table.rename(columns={"variable": "covariate", "effect": "r"})[COLUMNS]

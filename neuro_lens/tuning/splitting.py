@@ -12,7 +12,7 @@ from neuro_lens.base import NeuroLensError, track
 
 from .blocks import several_blocks
 from .design import Design, make_design
-from .families import parts, splits_in, testable
+from .families import parts, several_trials, splits_in, testable
 from .sparse_probe import best_features, block_folds, f1, told_apart
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
@@ -84,6 +84,7 @@ def splitting(
         )
     data = as_trials(source, sae, batches, allow_fit=allow_fit)
     wanted = testable(find_variable(data.trials, variable), data.trials)
+    several_trials(wanted, data.trials)
     finer = None if specific is None else find_variable(data.trials, specific).name
     tables = []
     for rid, part in track(list(parts(data, by)), "splitting"):

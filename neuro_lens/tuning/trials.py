@@ -141,9 +141,10 @@ def trial_means(values: Any, trial: Any, labels: pd.DataFrame, hook: str = "unit
     Raises
     ------
     NeuroLensError
-        When no row has a trial, or the labels do not know one.
+        When no row has a trial, the labels do not know one, or rows and trials differ in number.
     """
     trial = pd.Series(np.asarray(trial, dtype=object))
+    values = values if issparse(values) else np.asarray(values)
     has_trial = trial.notna().to_numpy()
     if "trial" not in labels or not has_trial.any():
         raise NeuroLensError(
@@ -151,6 +152,11 @@ def trial_means(values: Any, trial: Any, labels: pd.DataFrame, hook: str = "unit
             "give batches whose labels have a 'trial' column"
         )
     table = _trial_table(labels[labels["trial"].notna()])
+    if values.shape[0] != len(trial):
+        raise NeuroLensError(
+            f"{values.shape[0]} rows of values and {len(trial)} trial ids were given; give a trial "
+            "id (or None) for every row"
+        )
     position = pd.Series(np.arange(len(table)), index=table["trial"].to_numpy())
     row = position.reindex(trial[has_trial]).to_numpy()
     if np.isnan(row).any():
@@ -161,7 +167,7 @@ def trial_means(values: Any, trial: Any, labels: pd.DataFrame, hook: str = "unit
     row = row.astype(int)
     count = np.bincount(row, minlength=len(table))
     seen = count > 0
-    mean = _means(values if issparse(values) else np.asarray(values), has_trial, row, count)
+    mean = _means(values, has_trial, row, count)
     return TrialCodes(mean, table[seen].reset_index(drop=True), hook=hook)
 
 

@@ -86,7 +86,8 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     Raises
     ------
     NeuroLensError
-        When there is no such column, no trial has a value, or a Variable does not fit its column.
+        When there is no such column, no trial has a value or one is infinite, or a Variable does
+        not fit its column.
     """
     name = given.name if isinstance(given, Variable) else given
     check_choice("variable", name, [c for c in trials if c not in NOT_VARIABLES])
@@ -94,6 +95,11 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     if values.empty:
         raise NeuroLensError(
             f"variable {name!r} is empty in all {len(trials)} trials; choose one that is there"
+        )
+    if pd.api.types.is_float_dtype(values) and np.isinf(values).any():
+        raise NeuroLensError(
+            f"variable {name!r} is infinite in {int(np.isinf(values).sum())} of {len(values)} "
+            "trials; leave them out, or set them to NaN"
         )
     if isinstance(given, Variable):
         _check_fit(given, values)
@@ -148,7 +154,7 @@ def _stays(trials: pd.DataFrame, variable: Variable) -> bool:
 def _check_fit(given: Variable, values: pd.Series) -> None:
     name = given.name
     check_choice("kind", given.kind, KINDS)
-    if given.kind == "circular" and not given.period:
+    if given.kind == "circular" and not (given.period and given.period > 0):
         raise NeuroLensError(f"variable {name!r} is circular; give its period, such as 360")
     if given.kind == "binary" and values.nunique() > 2:
         raise NeuroLensError(

@@ -110,5 +110,5 @@ def test_what_is_no_signal_is_refused(running_mice, noise, name, sentence):
 
 
 def test_a_signal_that_never_changes_is_refused(running_mice, noise):
-    with pytest.raises(NeuroLensError, match="vary in no recording"):
+    with pytest.raises(NeuroLensError, match="constant or empty in every recording"):
         covariates(noise(192, 2), running_mice.assign(running=1.0), "running")

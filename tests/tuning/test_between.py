@@ -3,10 +3,16 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import f_oneway
+from scipy.stats import f_oneway, ttest_1samp
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.tuning import TrialCodes, global_test, predict_between
+from neuro_lens.tuning import (
+    TrialCodes,
+    global_test,
+    population_interval,
+    predict_between,
+    tune,
+)
 from neuro_lens.tuning.splits import splits_of
 
 
@@ -208,3 +214,34 @@ def test_fit_trials_are_refused():
     x, trials = animals("aaaabb")
     with pytest.raises(NeuroLensError, match="fit trials"):
         global_test(TrialCodes(x, trials.assign(split="fit")), None, "genotype")
+
+
+@pytest.fixture(scope="module")
+def by_animal(make_trials, noise, tuned):
+    """Return the tuning of each of seven recordings; feature 3 fires in five of them."""
+    trials = make_trials(n_blocks=4, recordings=tuple("abcdefg"))
+    x = noise(len(trials), 4, seed=3) + tuned(trials, [0, 90, 180, 270])
+    x[trials["recording_id"].isin(["f", "g"]).to_numpy(), 3] = 0
+    data = TrialCodes(x, trials, "h")
+    return tune(data, variables="direction", by="recording_id", n_permutations=9)
+
+
+def test_the_interval_over_animals_is_that_of_t(by_animal):
+    table = population_interval(by_animal).set_index("feature")
+    assert table["n_animals"].tolist() == [7, 7, 7, 5]
+    for feature in range(3):
+        effect = by_animal.loc[by_animal["feature"] == feature, "effect"]
+        expected = ttest_1samp(effect, 0).confidence_interval(0.95)
+        np.testing.assert_allclose(table.loc[feature, ["low", "high"]].astype(float), expected)
+        assert table.loc[feature, "effect"] == pytest.approx(effect.mean())
+    assert table.loc[3, ["low", "high"]].isna().all()
+
+
+def test_fewer_than_six_animals_have_no_interval(by_animal):
+    with pytest.raises(NeuroLensError, match=r"effects of 4 animals and an interval .* takes 6"):
+        population_interval(by_animal, dict(zip("abcdefg", "aabbccd", strict=True)))
+    few = by_animal[by_animal["recording_id"] < "f"]
+    with pytest.raises(NeuroLensError, match="effects of 5 animals"):
+        population_interval(few)
+    with pytest.raises(NeuroLensError, match="animal of recording 'b' is not given"):
+        population_interval(by_animal, {"a": "m"})

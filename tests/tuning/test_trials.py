@@ -149,3 +149,9 @@ def test_a_decoder_with_batches_gives_what_its_store_gives(
     assert len(rows) == 2 * width
     assert set(rows["split"]) == {"select"}
     assert set(rows["hook"]) == {hook}
+
+
+def test_rows_and_trials_of_different_number_are_refused():
+    labels = pd.DataFrame({"trial": list("abc")})
+    with pytest.raises(NeuroLensError, match="2 rows of values and 3 trial ids"):
+        trial_means(np.zeros((2, 4)), ["a", "b", "c"], labels)

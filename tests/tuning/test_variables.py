@@ -113,11 +113,19 @@ def test_an_empty_variable_is_refused(trials):
         find_variable(trials.assign(direction=np.nan), "direction")
 
 
+def test_infinite_values_are_refused(trials):
+    trials.loc[[3, 5], "running"] = np.inf
+    with pytest.raises(NeuroLensError, match="'running' is infinite in 2 of 96 trials"):
+        find_variable(trials, "running")
+
+
 def test_a_circular_variable_of_ones_own_needs_its_period(trials):
     trials["phase"] = trials["direction"] / 2
     assert find_variable(trials, Variable("phase", "circular", 180.0)).period == 180.0
     with pytest.raises(NeuroLensError, match="give its period"):
         find_variable(trials, Variable("phase", "circular"))
+    with pytest.raises(NeuroLensError, match="give its period"):
+        find_variable(trials, Variable("phase", "circular", -180.0))
 
 
 def test_values_a_period_apart_are_one():
