@@ -62,6 +62,8 @@ def variants(study: Study) -> list[Variant]:
     for name, values in study.sweep.items():
         if len({hash_json(value) for value in values}) < len(values):
             raise NeuroLensError(f"sweep.{name} holds a value twice; keep one")
+        if name.partition(".")[0] == "sweep":
+            raise NeuroLensError(f"sweep.{name} sweeps over the sweep itself; name another field")
     fields = study.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
     found = []
     for combination in itertools.product(*study.sweep.values()):

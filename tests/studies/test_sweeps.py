@@ -99,13 +99,13 @@ def test_the_plan_says_what_is_done_and_estimates_the_rest_from_it(results, tmp_
     ("sweep", "says"),
     [
         ({"sae.kk": [1]}, "unknown field 'sae.kk'; did you mean 'sae.k'?"),
-        ({"sae.k": [4, 999]}, "with sae.k=999, 'sae' has k 999 of d_sae 256"),
+        ({"sae.k": [4, 999]}, "with sae.k=999, sae has k 999 of d_sae 256"),
         ({"sae.k": []}, "at least 1 item"),
         ({"sae.k": [4, 4]}, "sweep.sae.k holds a value twice"),
         ({"sae.k": 4}, "valid list"),
         ({"name.first": ["a"]}, "sweep.name.first names a field of name, which has none"),
         ({"tuning.variables": [["genotype"]]}, "choose one of them"),
-        ({"sweep.sae": [[1]]}, "sweep"),
+        ({"sweep.sae": [[1]]}, "sweeps over the sweep itself"),
     ],
 )
 def test_a_wrong_sweep_is_said_with_its_line(tmp_path, sweep, says):
