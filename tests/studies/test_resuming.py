@@ -137,8 +137,8 @@ def test_recordings_that_changed_are_named_and_nothing_is_mixed(study, tmp_path)
     run_study(mine, out)  # the same content, touched
     with open(mice / "sim01.h5", "ab") as file:
         file.write(b"x")
-    shutil.copy(mice / "sim00.h5", mice / "sim02.h5")
-    with pytest.raises(NeuroLensError, match=r"sim01\.h5 changed, .*sim02\.h5 came; put them back"):
+    shutil.copy(mice / "sim00.h5", mice / "sim03.h5")
+    with pytest.raises(NeuroLensError, match=r"sim01\.h5 changed, .*sim03\.h5 came; put them back"):
         run_study(mine, out)
     assert tables(out) == before
 
