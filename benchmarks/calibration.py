@@ -31,7 +31,7 @@ FRAME_RATE = 30.0
 
 def main(share: float = 1.0) -> None:
     """Print the four parts."""
-    table = pd.concat([power_curve(seed) for seed in range(max(1, round(5 * share)))])
+    table = pd.concat([power_curve(seed) for seed in range(max(1, round(3 * share)))])
     print(
         f"planted: {ANIMALS} animals × {REPEATS} repeats × 8 directions, {NULL} features without "
         f"tuning and {EACH} at each effect, {len(table) // (len(EFFECTS) + 1)} dictionaries"
@@ -194,7 +194,7 @@ def _tuned(
     codes: np.ndarray, trials: pd.DataFrame, variable: str, by: str | None, seed: int
 ) -> pd.DataFrame:
     data = TrialCodes(codes, trials)
-    return tune(data, variables=variable, by=by, n_permutations=1999, seed=seed, allow_fit=True)
+    return tune(data, variables=variable, by=by, n_permutations=999, seed=seed, allow_fit=True)
 
 
 def print_shuffles(name: str, variable: str, n: int, found: list[dict]) -> None:

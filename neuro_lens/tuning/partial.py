@@ -90,7 +90,7 @@ def partial_family(
     """
     data = _known(data.dense(), given)
     names = "+".join(g.name for g in given)
-    shifted = variable.kind == "continuous" or variable.slow
+    shifted = variable.kind == "continuous" or bool(variable.slow)
     reduced, group = (_shifted if shifted else _shuffled)(data, variable, given, options["alpha"])
     design = reduced.design
     codes = data.codes[design.rows].astype(float)
@@ -294,7 +294,7 @@ def _tested(
     the mean lag-1 correlation of the residuals, in the features and in the model.
     """
     if shifted:
-        return reduced, x_nf, SLOW if reduced.design.n_values else reduced.limit
+        return reduced, x_nf, SLOW
     strata = reduced.strata
     rho = _likeness(reduced, x_nf)
     if not reduced.basis_nz.shape[1] or rho <= ALIKE:

@@ -131,8 +131,8 @@ def tune(
     for rid, part, v in track(families, "testing tuning"):
         try:
             tables.append(_family(rid, part, v, held, options))
-        except ConstantError as error:
-            left_out.append((rid, v, error))
+        except ConstantError as reason:
+            left_out.append((rid, v, reason))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"variable": []})
     for _, v, error in left_out:
         if v.name not in set(table["variable"]):
