@@ -11,16 +11,19 @@ from .reading import double_dissociation, probe_after
 from .search import greedy_features, minimal_sets, rank_features
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .sufficiency import sufficiency
+from .units import ablate_units, driving_units
 from .words import verdict
 
 __all__ = [
     "AblationStudy",
     "DoseResponse",
     "Prefix",
+    "ablate_units",
     "ablation_study",
     "cross_fitted_study",
     "dose_response",
     "double_dissociation",
+    "driving_units",
     "error_table",
     "feature_groups",
     "greedy_features",

@@ -254,7 +254,7 @@ class _Recording:
             predictions = torch.cat([self._decode(b) for b in batches])[None]
             alone = scores.of(predictions)
             every = np.ones(len(self.rows.table), dtype=bool)
-            return [dict(f) | {"touched": every, "reached": True} for f in alone] * len(moves)
+            return [{**alone[0], "touched": every, "reached": True} for _ in moves]
         prefixes = [Prefix(self.hooked, hooks, b, self.task) for b in batches]
         edits = self._edits(prefixes, moves)
         found: list[dict[str, Any]] = []
