@@ -68,7 +68,7 @@ class Watch:
         self.worked += weight
         self.ran += 1
         passed = time.monotonic() - self.began
-        left = self.left * passed / self.worked
+        left = max(0.0, self.left) * passed / self.worked
         rate = self.ran / passed
         self._advance(1, left=left)
         if self.lines:
