@@ -40,7 +40,8 @@ def tune(
     whose sum of squares between values reaches the feature's own. Continuous variables and those
     whose values stay from trial to trial (``slow``) are shifted circularly instead, each
     recording by its own number of trials, and p of continuous ones is of Spearman's rank
-    correlation. Features that fire in fewer than 8 trials are reported,
+    correlation. Shifts suppose that signals wander around a level: of simulated random walks,
+    which do not, p fell below .05 in .18 (shuffled: .78). Features that fire in fewer than 8 trials are reported,
     not tested.
 
     Parameters

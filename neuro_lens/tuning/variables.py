@@ -69,7 +69,8 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     """Return the variable that a column of the trials holds, with its kind and level.
 
     ``direction`` (360 degrees) and ``orientation`` (180 degrees) are circular, two values are
-    binary. Numbers are ordinal where there are 20 or fewer. More are continuous where they are
+    binary. Numbers are ordinal where there are 20 or fewer (and continuous if they drift and a
+    value has a single trial). More are continuous where they are
     floats, most trials have their own, or neighbouring trials are alike though not in a cycle;
     not where the name says that they only tell things apart (``image_id``). Others are
     categorical. A variable whose values stay from trial to trial is ``slow``, unless a Variable
@@ -135,13 +136,16 @@ def _kind(trials: pd.DataFrame, name: str) -> Kind:
         return "binary"
     if not pd.api.types.is_numeric_dtype(values) or name.lower().split("_")[-1] in NUMBERED:
         return "categorical"
-    if n_values <= MANY_VALUES:
-        return "ordinal"
     # whole numbers of which some are missing are floats as well
     whole = len(values) < len(trials) or not pd.api.types.is_float_dtype(values)
     measured = not (whole and (values % 1 == 0).all()) or n_values > len(values) / 2
-    codes = pd.factorize(trials[name], sort=True)[0]
-    return "continuous" if measured or persistence(trials, codes, True) >= MUCH else "categorical"
+    few, stays = n_values <= MANY_VALUES, False
+    if values.value_counts().min() == 1 or not (few or measured):
+        codes = pd.factorize(trials[name], sort=True)[0]
+        stays = persistence(trials, codes, True) >= MUCH
+    if few:
+        return "continuous" if stays else "ordinal"
+    return "continuous" if measured or stays else "categorical"
 
 
 def _stays(trials: pd.DataFrame, variable: Variable) -> bool:

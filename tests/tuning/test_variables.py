@@ -49,7 +49,7 @@ def test_variables_are_found_in_the_columns(trials, name, kind, period, level):
     [
         (lambda walk, rng: walk.round(1), "continuous", False),
         (lambda walk, rng: rng.random(len(walk)).round(2), "continuous", False),
-        (lambda walk, rng: walk.round().astype(int), "ordinal", True),
+        (lambda walk, rng: np.digitize(walk, np.quantile(walk, [0.2, 0.4, 0.8])), "ordinal", True),
         (lambda walk, rng: (5 * walk).round().astype(int), "continuous", False),
         (lambda walk, rng: walk > np.median(walk), "binary", True),
         (lambda walk, rng: np.arange(len(walk)) // 8 % 2, "binary", True),
@@ -83,6 +83,14 @@ def test_values_that_stay_are_told_from_orders_at_random_and_cycles(values, kind
         found = find_variable(trials, "value")
         if blocks or found.kind != "ordinal" or trials["value"].max() != 7:
             assert (found.kind, found.slow) == (kind, slow)
+
+
+def test_steps_of_a_walk_with_a_value_of_a_single_trial_are_continuous():
+    steps = np.repeat([0, 1, 2, 3, 4, 3, 2, 1], 16)
+    trials = pd.DataFrame({"recording_id": "a", "start": np.arange(129.0), "pupil": [*steps, 9]})
+    assert find_variable(trials, "pupil").kind == "continuous"
+    shuffled = trials.assign(start=np.random.default_rng(0).permutation(129))
+    assert find_variable(shuffled, "pupil").kind == "ordinal"
 
 
 def test_slow_can_be_said_and_denied(trials):
