@@ -41,8 +41,8 @@ def tune(
     whose values stay from trial to trial (``slow``) are shifted circularly instead, each
     recording by its own number of trials, and p of continuous ones is of Spearman's rank
     correlation. Shifts suppose that signals wander around a level: of simulated random walks,
-    which do not, p fell below .05 in .18 (shuffled: .78). Features that fire in fewer than 8 trials are reported,
-    not tested.
+    which do not, p fell below .05 in .18 (shuffled: .78). Features that fire in fewer than 8
+    trials are reported, not tested.
 
     Parameters
     ----------
