@@ -204,12 +204,18 @@ def bootstrap_contrast(
     weights: Sequence[np.ndarray],
     contrasts: Sequence[Contrast],
 ) -> np.ndarray:
-    """Return a contrast in each draw of repeat blocks, the mean over folds, ``(n_draws,)``."""
+    """Return a contrast in each draw of repeat blocks, the mean over folds, ``(n_draws,)``.
+
+    NaN in draws in which no used value has a trial.
+    """
     parts = []
     for fold, x, weight, (used, against) in zip(folds, extra, weights, contrasts, strict=True):
         on = _weighted(x, fold.trials.is_value, weight)
         off = _weighted(x, against, weight)
-        parts.append(np.nanmean((on - off)[:, used], axis=1))
+        gap = (on - off)[:, used]
+        found = np.isfinite(gap)
+        with np.errstate(invalid="ignore"):
+            parts.append(np.where(found, gap, 0.0).sum(1) / found.sum(1))
     return np.mean(parts, axis=0)
 
 

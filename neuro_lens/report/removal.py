@@ -10,6 +10,7 @@ from ..ablation import verdict
 from ..ablation.controls import ELSEWHERE
 from .assignment import assignment_grid
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
+from .regimes import regime_grid
 from .style import (
     BLUE,
     DIVERGING,
@@ -214,6 +215,7 @@ def _hook_blocks(results: Results, hook: str, kind: str) -> list:
     )
     blocks.append(_summary_grid(summary))
     blocks += assignment_grid(summary)
+    blocks += regime_grid(results.get("ablation_specificity"), hook)
     blocks += _remarks(summary)
     if "words" in summary and kind == "verdict":
         blocks += _meanings(summary)
