@@ -183,11 +183,16 @@ def in_parts(
 
 
 def testable(variable: Variable, trials: pd.DataFrame) -> Variable:
-    """Return the variable, refusing continuous ones and those that no recording varies."""
+    """Return the variable, refusing what is continuous, slow, or varies in no recording."""
     if variable.kind == "continuous":
         raise NeuroLensError(
             f"variable {variable.name!r} is continuous and has no values to tell apart; bin it, or "
             "use tune() or covariates(), which shift slow signals"
+        )
+    if variable.slow:
+        raise NeuroLensError(
+            f"variable {variable.name!r} keeps its value from trial to trial, and trials are taken "
+            "for exchangeable here; use tune(), which shifts it, or give a Variable with slow=False"
         )
     return within_recordings(variable, trials)
 

@@ -4,6 +4,7 @@ import pytest
 
 from neuro_lens.base import NeuroLensError
 from neuro_lens.tuning import Variable, find_variable
+from neuro_lens.tuning.families import testable
 from neuro_lens.tuning.variables import value_codes
 
 
@@ -159,3 +160,10 @@ def test_a_variable_says_better_than_its_column(trials):
 def test_a_kind_that_does_not_fit_its_column_is_refused(trials, variable, sentence):
     with pytest.raises(NeuroLensError, match=sentence):
         find_variable(trials, variable)
+
+
+def test_what_stays_is_not_shuffled_by_functions_that_cannot_shift_it(trials):
+    with pytest.raises(NeuroLensError, match="'context' keeps its value from trial to trial"):
+        testable(find_variable(trials, "context"), trials)
+    taken = find_variable(trials, Variable("context", "binary", slow=False))
+    assert testable(taken, trials) is taken
