@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.tuning import TrialCodes, probe
+from neuro_lens.tuning import TrialCodes, Variable, probe
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def test_no_block_is_on_both_sides(make_trials, noise):
     labels = np.arange(64) // 8 % 4 * 45.0
     trials["direction"] = np.where(np.arange(64) % 8 == 0, (labels + 45) % 180, labels)
     x = np.eye(8)[trials["block"]] + 0.01 * noise(64, 8)
-    rows = probe(TrialCodes(x, trials), variables="direction")
+    rows = probe(
+        TrialCodes(x, trials), variables=Variable("direction", "circular", 360.0, slow=False)
+    )
     assert rows["accuracy"][0] < 0.5
 
 
