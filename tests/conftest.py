@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
 # the tests' tensors are so small that several threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell's background jobs ignore Ctrl-C, and tests of it would wait in vain
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pandas as pd
