@@ -8,8 +8,6 @@ from pathlib import Path
 
 # the tests' tensors are so small that several threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# a shell's background jobs ignore Ctrl-C, and tests of it would wait in vain
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,9 @@ import pytest
 from neuro_lens.decoders import PUBLISHED_READOUTS, CalciumPOYOPlus
 from neuro_lens.recordings import find_data, load_recordings, sur_v1
 from neuro_lens.recordings.layout import build_recording, split_domains, write_recording
+
+# a shell's background jobs ignore Ctrl-C, and tests of it would wait in vain
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
