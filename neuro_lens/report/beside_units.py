@@ -94,7 +94,13 @@ def units_words(table: pd.DataFrame) -> list[str]:
     means = _compared(table).unstack("what")
     words = []
     for variable in table["variable"].unique():
-        rows = means.xs(variable, level="variable")
+        rows = means.xs(variable, level="variable").dropna(subset=["best feature", "best unit"])
+        if rows.empty:
+            words.append(
+                f"In no recording above chance is there both a feature and a unit whose tuning to "
+                f"{variable} could be measured."
+            )
+            continue
         more = rows[rows["best feature"] > rows["best unit"]]
         best = rows["best feature"].idxmax()
         words.append(
@@ -180,27 +186,31 @@ def noise_words(table: pd.DataFrame) -> str:
     """Return in words in which recordings features share more or less noise than units."""
     rows = table[(table["correlation"] == "noise") & (table["measure"] == "mean")]
     apart = rows[rows["source"] == "features - units"]
-    ends = apart.groupby("recording_id", sort=False)[["estimate", "low", "high"]].mean()
+    every = apart.groupby("recording_id", sort=False)[["estimate", "low", "high"]].mean()
+    ends = every.dropna(subset=["low", "high"])
     more, less = list(ends.index[ends["low"] > 0]), list(ends.index[ends["high"] < 0])
-    mean = rows.groupby("source")["estimate"].mean()
     found = [
         f"{word} noise than units do in {listing(names)}"
         for word, names in (("more", more), ("less", less))
         if names
     ]
-    neither = len(ends) - len(more) - len(less)
-    words = (
-        f"On average pairs of features share {' and '.join(found)}"
-        if found
-        else (
+    neither, without = len(ends) - len(more) - len(less), len(every) - len(ends)
+    if ends.empty:
+        words = "Whether pairs of features share more or less noise than units do is not known"
+    elif found:
+        words = f"On average pairs of features share {' and '.join(found)}"
+    else:
+        words = (
             "In no recording do pairs of features share more or less noise on average than units do"
         )
-    )
     if found and neither:
         words += f"; in the other {neither} the interval of the difference covers 0"
+    if without:
+        words += f"; {plural(without, 'recording')} {'has' if without == 1 else 'have'} no interval"
+    mean = rows.groupby("source")["estimate"].mean()
     return (
-        f"{words} (mean over recordings: features {number(mean['features'], sign=True)}, units "
-        f"{number(mean['units'], sign=True)})."
+        f"{words} (mean over recordings: features {number(mean.get('features'), sign=True)}, units "
+        f"{number(mean.get('units'), sign=True)})."
     )
 
 

@@ -94,6 +94,26 @@ def test_noise_is_called_less_only_where_the_interval_says_so(tables):
     assert noise_words(of_hook(alike)).startswith("In no recording do pairs of features share")
 
 
+def test_a_missing_interval_is_no_interval_around_zero(tables):
+    table = of_hook(tables["noise"])
+    one = table["recording_id"] == "mrcuts24"
+    words = noise_words(table.assign(low=table["low"].mask(one), high=table["high"].mask(one)))
+    assert "less noise than units do in mrcuts25, mrcuts26, mrcuts28" in words
+    assert "in the other 1 the interval of the difference covers 0; 1 recording has no" in words
+    none = noise_words(table.assign(low=float("nan"), high=float("nan")))
+    assert "is not known; 6 recordings have no interval (mean" in none
+
+
+def test_recordings_whose_tuning_could_not_be_measured_are_not_compared(tables):
+    table = of_hook(tables["beside_units"])
+    one = table["recording_id"] == "mrcuts24"
+    words = units_words(table.assign(effect=table["effect"].mask(one)))
+    assert "in 4 of 5 recordings above chance (in mrcuts26" in words[0]
+    none = table["what"].isin(["best feature", "best unit"])
+    words = units_words(table.assign(effect=table["effect"].mask(none)))
+    assert words[0].startswith("In no recording above chance is there both a feature and a unit")
+
+
 def test_few_and_many_units_are_counted(tables):
     words = driving_words(tables["attribution"])
     assert words.startswith("6 of 12 features read few units")
