@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from .families import TESTED, ConstantError, check_varies, parts, several_trials
 from .partial import partial_family
 from .ranked_family import ranked_family
 from .trials import TrialCodes, as_trials
-from .variables import Variable, as_list, find_variable
+from .variables import Variable, as_list, find_variable, stays
 
 CORRECTIONS = ("bh", "maxT")
 
@@ -38,11 +39,11 @@ def tune(
 
     Labels are shuffled over trials within recording and repeat block, and p counts the shuffles
     whose sum of squares between values reaches the feature's own. Continuous variables and those
-    whose values stay from trial to trial (``slow``) are shifted circularly instead, each
-    recording by its own number of trials, and p of continuous ones is of Spearman's rank
-    correlation. Shifts suppose that signals wander around a level: of simulated random walks,
-    which do not, p fell below .05 in .18 (shuffled: .78). Features that fire in fewer than 8
-    trials are reported, not tested.
+    whose values stay from trial to trial (``slow``, found in each family's own trials) are shifted
+    circularly instead, each recording by its own number of trials, and p of continuous ones is of
+    Spearman's rank correlation. Shifts suppose that signals wander around a level: of simulated
+    random walks, which do not, p fell below .05 in .18 (shuffled: .78). Features that fire in
+    fewer than 8 trials are reported, not tested.
 
     Parameters
     ----------
@@ -215,8 +216,9 @@ def _from_text(values: pd.Series) -> pd.Series:
 
 
 def _tested(trials: pd.DataFrame, given: str | Variable) -> Variable:
-    variable = within_recordings(find_variable(trials, given), trials)
-    return several_trials(variable, trials)
+    """Return the variable; whether it stays is left to each family, unless a Variable says it."""
+    variable = several_trials(within_recordings(find_variable(trials, given), trials), trials)
+    return replace(variable, slow=given.slow if isinstance(given, Variable) else None)
 
 
 def _family(
@@ -228,6 +230,8 @@ def _family(
 ) -> pd.DataFrame:
     """Test all features of one recording (or of all) for one variable."""
     check_varies(variable, data.trials)
+    if variable.slow is None:
+        variable = replace(variable, slow=stays(data.trials, variable))
     if held:
         return partial_family(recording_id, data, variable, held, **options)
     family = ranked_family if variable.kind == "continuous" else discrete_family

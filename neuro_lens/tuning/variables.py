@@ -75,7 +75,7 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
     not where the name says that they only tell things apart (``image_id``). Others are
     categorical. A variable whose values stay from trial to trial is ``slow``, unless a Variable
     says otherwise: where neighbours are the same by .3 more often than in a random order, as a
-    share of what could be (`sequence.persistence`).
+    share of what could be (`sequence.persistence`), in any recording or over all of them.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
         period = PERIODS.get(name)
         kind: Kind = "circular" if period else _kind(trials, name)
         found = Variable(name, kind, period, _level(trials, name))
-    return replace(found, slow=_stays(trials, found)) if found.slow is None else found
+    return replace(found, slow=stays(trials, found)) if found.slow is None else found
 
 
 def value_codes(trials: pd.DataFrame, variable: Variable) -> tuple[np.ndarray, list]:
@@ -119,6 +119,20 @@ def value_codes(trials: pd.DataFrame, variable: Variable) -> tuple[np.ndarray, l
         values = values.astype(float) % variable.period
     codes, uniques = pd.factorize(values, sort=True)
     return codes, list(uniques)
+
+
+def stays(trials: pd.DataFrame, variable: Variable) -> bool:
+    """Return whether values stay from trial to trial, in any recording or over all of them."""
+    if variable.level != "trial" or variable.kind == "continuous":
+        return False
+    codes, _ = value_codes(trials, variable)
+    known = codes >= 0
+    parts = [known]
+    if "recording_id" in trials:
+        recording = trials["recording_id"].to_numpy()
+        parts += [known & (recording == one) for one in pd.unique(recording[known])]
+    numbers = variable.kind == "ordinal"
+    return any(persistence(trials[at], codes[at], numbers) >= MUCH for at in parts if at.any())
 
 
 def as_list(given: str | Variable | Sequence[str | Variable]) -> list[str | Variable]:
@@ -146,13 +160,6 @@ def _kind(trials: pd.DataFrame, name: str) -> Kind:
     if few:
         return "continuous" if stays else "ordinal"
     return "continuous" if measured or stays else "categorical"
-
-
-def _stays(trials: pd.DataFrame, variable: Variable) -> bool:
-    if variable.level != "trial" or variable.kind == "continuous":
-        return False
-    codes, _ = value_codes(trials, variable)
-    return persistence(trials, codes, variable.kind == "ordinal") >= MUCH
 
 
 def _check_fit(given: Variable, values: pd.Series) -> None:

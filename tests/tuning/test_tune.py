@@ -11,6 +11,7 @@ from scipy.stats import false_discovery_control
 from neuro_lens.base import NeuroLensError, read_table, write_table
 from neuro_lens.tuning import (
     TrialCodes,
+    Variable,
     covariates,
     feature_groups,
     find_variable,
@@ -326,6 +327,23 @@ def test_groups_of_a_written_table_have_the_values_themselves(mice, tmp_path):
         assert set(feature_groups(table, "scene")) == {"sky", "sea"}
         types = {type(v) for v in feature_groups(table, "direction")}
         assert types == {float}
+
+
+def test_only_the_recording_whose_values_stay_is_shifted(noise):
+    rng = np.random.default_rng(0)
+    context = [np.arange(128) // 16 % 2, *(rng.permutation(np.arange(128) % 2) for _ in range(5))]
+    trials = pd.DataFrame({"recording_id": np.repeat(list("abcdef"), 128)})
+    trials["start"], trials["context"] = np.tile(np.arange(128.0), 6), np.concatenate(context)
+    x = np.concatenate([noise(128, 100, rho=0.9, seed=s) for s in range(6)])
+    data = TrialCodes(x, trials)
+    rows = tune(data, variables="context", by="recording_id", n_permutations=199)
+    by_limit = rows.groupby("recording_id")["limit"].first().str.startswith("slow")
+    assert by_limit.index[by_limit].tolist() == ["a"]
+    assert (rows.loc[rows["recording_id"] == "a", "p"] <= 0.05).mean() < 0.12
+    pooled = tune(data, variables="context", n_permutations=199)
+    assert pooled["limit"].str.startswith("slow").all()
+    said = tune(data, variables=Variable("context", "binary", slow=False), n_permutations=199)
+    assert not said["limit"].str.startswith("slow").any()
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -100,6 +100,16 @@ def test_slow_can_be_said_and_denied(trials):
     assert find_variable(trials, Variable("choice", "binary", slow=True)).slow
 
 
+def test_one_recording_that_stays_is_enough():
+    """Five recordings at random would hide the blocks of the sixth."""
+    rng = np.random.default_rng(0)
+    context = [np.arange(128) // 16 % 2, *(rng.permutation(np.arange(128) % 2) for _ in range(5))]
+    trials = pd.DataFrame({"recording_id": np.repeat(list("abcdef"), 128)})
+    trials["start"], trials["context"] = np.tile(np.arange(128.0), 6), np.concatenate(context)
+    assert find_variable(trials, "context").slow
+    assert not find_variable(trials[trials["recording_id"] != "a"], "context").slow
+
+
 def test_depth_that_varies_between_an_animals_recordings_is_of_the_recording(trials):
     trials["subject_id"] = trials["recording_id"].map({"a": "m", "b": "m", "c": "n"})
     trials["depth"] = trials["recording_id"].map({"a": 175, "b": 275, "c": 175})
