@@ -13,7 +13,6 @@ from ..base import NeuroLensError, as_batch
 from .controls import Groups, matched_controls
 from .intervals import holm, rank_p
 from .scene import Effects, Scene, SplicedScene, compare
-from .specificity import regimes
 from .study import check_groups, check_sae, find_classification, find_groups_variable
 from .tables import FAIR
 from .trials import split_recordings
@@ -35,9 +34,10 @@ class DoseResponse(NamedTuple):
         dose (Holm), ``off_by`` (relative difference of the median set) and ``n_controls``.
     areas : DataFrame
         A row per recording and value: ``on_area`` and ``off_area`` (extra nats, the mean over
-        doses by the trapezoid rule), the same of the mean control, ``p_on`` and ``p_specificity``
-        (ranks of on_area, and of on_area minus off_area) with corrections, and ``regime``: see
-        `neuro_lens.ablation.specificity_table`.
+        doses by the trapezoid rule), and the same of the mean control, ``controls_on``,
+        ``controls_off``. Without a p: the features of a dose hold those of the doses below, the
+        matched sets of each dose are drawn anew, and so their areas vary less than those of
+        nested random groups would.
     """
 
     doses: pd.DataFrame
@@ -115,7 +115,6 @@ class _Dose(NamedTuple):
     rows: list[dict[str, Any]]
     on: np.ndarray
     off: np.ndarray
-    off_by: np.ndarray
 
 
 def _removed(spliced: SplicedScene, ranked: Groups, dose: int, controls: int, seed: int) -> _Dose:
@@ -125,15 +124,15 @@ def _removed(spliced: SplicedScene, ranked: Groups, dose: int, controls: int, se
     rows = _rows(effects, ranked, "remove", dose)
     if dose == 0 or controls == 0:
         on, off = (np.repeat(side, controls + 1, 0) for side in effects.on_off())
-        return _Dose(rows, on, off, np.zeros(len(sets)))
+        return _Dose(rows, on, off)
     rng = np.random.default_rng([seed, dose])
     theirs, matched = matched_controls(spliced, groups, controls, rng)
     on, off = (np.concatenate(pair) for pair in zip(effects.on_off(), theirs.on_off(), strict=True))
-    off_by = np.array([np.median(matched[v].error) for v in spliced.trials.values])
     for row in rows:
         v = spliced.trials.values.index(row["value"])
-        row |= _ranks(on[:, v], on[:, v] - off[:, v], float(off_by[v]))
-    return _Dose(rows, on, off, off_by)
+        off_by = float(np.median(matched[row["value"]].error))
+        row |= _ranks(on[:, v], on[:, v] - off[:, v], off_by)
+    return _Dose(rows, on, off)
 
 
 def _ranks(on: np.ndarray, specificity: np.ndarray, off_by: float) -> dict[str, Any]:
@@ -187,29 +186,16 @@ def _corrected(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _areas(removed: Sequence[_Dose], ranked: Groups, doses: Sequence[int]) -> pd.DataFrame:
-    """Return the areas under the dose–response curves, features and controls alike."""
+    """Return the areas under the dose–response curves, of the features and the mean control."""
     width = max(doses[-1] - doses[0], 1)
     on, off = (
         trapezoid(np.stack([getattr(d, side) for d in removed]), doses, axis=0) / width
         for side in ("on", "off")
     )
-    off_by = np.max([d.off_by for d in removed], axis=0)
-    rows = []
-    for v, (value, features) in enumerate(ranked.items()):
-        if not features:
-            continue
-        row = {"value": value, "on_area": float(on[0, v]), "off_area": float(off[0, v])}
-        if len(on) > 1:
-            row |= _ranks(on[:, v], on[:, v] - off[:, v], float(off_by[v]))
-            row["controls_off"] = float(off[1:, v].mean())
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    if "p_on" not in table:
-        return table
-    for name in ("p_on", "p_specificity"):
-        table[f"{name}_corrected"] = holm(table[name].to_numpy())
-    p_on, p_specificity = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
-    return table.assign(regime=regimes(p_on, p_specificity, len(on) - 1))
+    table = pd.DataFrame({"value": list(ranked), "on_area": on[0], "off_area": off[0]})
+    if len(on) > 1:
+        table = table.assign(controls_on=on[1:].mean(0), controls_off=off[1:].mean(0))
+    return table[[len(features) > 0 for features in ranked.values()]].reset_index(drop=True)
 
 
 def _doses(groups: Mapping[Any, Sequence[int]], doses: Sequence[int] | None) -> list[int]:

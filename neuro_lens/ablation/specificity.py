@@ -16,6 +16,9 @@ from .tables import FAIR, N_BOOTSTRAP
 
 NOT_MATCHED = "no matched control"
 TOO_FEW = "too few controls"
+NO_FEATURE = "no feature chosen"
+UNSURE = "encoded, specificity not shown"
+PS = ("p_on", "p_off", "p_specificity")
 
 
 def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05) -> pd.DataFrame:
@@ -35,14 +38,16 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
     DataFrame
         ``hook``, ``recording_id``, ``variable``, ``value``, ``n_features``, ``on_target`` and
         ``off_target`` (extra nats), ``specificity`` (their difference) with ``low`` and ``high``
-        (95 %, bootstrap over repeat blocks, this recording only); ``p_on`` and ``p_specificity``
-        (ranks among the ``n_controls`` matched random sets, one-sided) and the same corrected
-        over the recording's values (Holm), ``…_corrected``; ``off_by`` (largest relative
-        difference of the median matched set in mass and norm on the target trials) and
+        (95 %, bootstrap over repeat blocks, this recording only); ``p_on``, ``p_off`` and
+        ``p_specificity`` (ranks among the ``n_controls`` matched random sets, one-sided) and the
+        same corrected over the recording's values (Holm), ``…_corrected``; ``off_by`` (largest
+        relative difference of the median matched set in mass and norm on the target trials) and
         ``regime``: ``selective`` (specificity above controls), ``entangled`` (its own trials lose
-        more than under controls, the others as well), ``not encoded`` (neither), or ``no matched
-        control`` where the median set is off by more than a fifth, or ``too few controls`` where
-        their number does not allow a corrected p of ``alpha``. The regimes are those of
+        more than under controls, and the others as well), ``encoded, specificity not shown`` (its
+        own trials alone are shown to, but their lead over the others is not), ``not encoded``
+        (neither), or ``no matched control`` where the median set is off by more than a fifth, or
+        ``too few controls`` where their number does not allow a corrected p of ``alpha``, or ``no
+        feature chosen``: nothing is removed then, so nothing is tested. The regimes are those of
         arXiv 2605.13930, decided here by tests.
     """
     groups: dict[tuple[str, str], list[Fold]] = {}
@@ -53,22 +58,28 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
     return pd.concat(tables, ignore_index=True)
 
 
-def regimes(
-    p_on: np.ndarray, p_specificity: np.ndarray, n_controls: int, alpha: float = 0.05
-) -> list[str]:
-    """Return each value's regime from ps corrected over values; NaN has no matched controls."""
-    n_tested = int(np.isfinite(p_specificity).sum())
-    found = []
-    for on, specific in zip(p_on, p_specificity, strict=True):
-        if np.isnan(specific):
-            found.append(NOT_MATCHED)
-        elif n_tested / (n_controls + 1) > alpha:
-            found.append(TOO_FEW)
-        elif specific <= alpha:
-            found.append("selective")
-        else:
-            found.append("entangled" if on <= alpha else "not encoded")
-    return found
+def regimes(ps: pd.DataFrame, n_controls: int, alpha: float = 0.05) -> list[str]:
+    """Return each value's regime.
+
+    Parameters
+    ----------
+    ps : DataFrame
+        ``p_on_corrected``, ``p_off_corrected`` and ``p_specificity_corrected``, a row per value;
+        NaN where it has no matched controls.
+    n_controls : int
+    alpha : float
+    """
+    on, off, specificity = (ps[f"{name}_corrected"].to_numpy() for name in PS)
+    n_tested = int(np.isfinite(specificity).sum())
+    too_few = n_tested / (n_controls + 1) > alpha
+    states = [
+        (np.isnan(specificity), NOT_MATCHED),
+        (np.full(len(ps), too_few), TOO_FEW),
+        (specificity <= alpha, "selective"),
+        (on > alpha, "not encoded"),
+        (off <= alpha, "entangled"),
+    ]
+    return [next((word for test, word in states if test[i]), UNSURE) for i in range(len(ps))]
 
 
 def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) -> pd.DataFrame:
@@ -84,10 +95,10 @@ def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) ->
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    for name in ("p_on", "p_specificity"):
+    for name in PS:
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
-    on, specificity = (table[f"{n}_corrected"].to_numpy() for n in ("p_on", "p_specificity"))
-    table["regime"] = regimes(on, specificity, int(table["n_controls"].min()), alpha)
+    table["regime"] = regimes(table, int(table["n_controls"].min()), alpha)
+    table.loc[table["n_features"] == 0, "regime"] = NO_FEATURE
     return table
 
 
@@ -115,23 +126,23 @@ def _row(
         "low": low,
         "high": high,
     }
-    return row | _ranks(folds, value, at, on[0], on[0] - off[0])
+    return row | _ranks(folds, value, at, on[0], off[0])
 
 
 def _ranks(
-    folds: Sequence[Fold], value: Any, at: Sequence[int], on: float, specificity: float
+    folds: Sequence[Fold], value: Any, at: Sequence[int], on: float, off: float
 ) -> dict[str, Any]:
     if any(RANDOM_SETS not in f.matched for f in folds):
-        return {"p_on": np.nan, "p_specificity": np.nan, "n_controls": 0, "off_by": np.nan}
-    off_by = max(float(np.median(f.matched[RANDOM_SETS][value].error)) for f in folds)
+        return {**dict.fromkeys(PS, np.nan), "n_controls": 0, "off_by": np.nan}
     theirs, other = _sides(folds, RANDOM_SETS, at)
-    fair = off_by <= FAIR
-    return {
-        "p_on": rank_p(on, theirs) if fair else np.nan,
-        "p_specificity": rank_p(specificity, theirs - other) if fair else np.nan,
-        "n_controls": len(theirs),
-        "off_by": off_by,
-    }
+    found = {**dict.fromkeys(PS, np.nan), "n_controls": len(theirs), "off_by": np.nan}
+    if not any(len(f.groups[SAE].get(value, ())) for f in folds):
+        return found
+    found["off_by"] = max(float(np.median(f.matched[RANDOM_SETS][value].error)) for f in folds)
+    if found["off_by"] > FAIR:
+        return found
+    ranks = rank_p(on, theirs), rank_p(off, other), rank_p(on - off, theirs - other)
+    return found | dict(zip(PS, ranks, strict=True))
 
 
 def _sides(folds: Sequence[Fold], name: str, at: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -57,10 +58,38 @@ def test_sets_that_do_not_match_are_no_control(fold):
 
 
 def test_regimes():
-    on, specific = np.array([0.01, 0.01, 0.4, 0.4]), np.array([0.01, 0.3, 0.3, np.nan])
-    found = regimes(on, specific, 999)
-    assert found == ["selective", "entangled", "not encoded", "no matched control"]
-    assert regimes(on, specific, 19)[:3] == ["too few controls"] * 3
+    """Entangled is that the others are shown to lose too, not that nothing more was shown."""
+    low, high, none = 0.01, 0.3, np.nan
+    cases = {
+        "selective": (low, high, low),
+        "entangled": (low, low, high),
+        "encoded, specificity not shown": (low, high, high),
+        "not encoded": (high, low, high),
+        "no matched control": (none, none, none),
+    }
+    columns = ["p_on_corrected", "p_off_corrected", "p_specificity_corrected"]
+    ps = pd.DataFrame(list(cases.values()), columns=columns)
+    assert regimes(ps, 999) == list(cases)
+    assert regimes(ps, 19) == ["too few controls"] * 4 + ["no matched control"]
+
+
+def test_the_others_must_lose_more_than_under_controls(fold):
+    theirs = fold.effects[RANDOM_SETS].on_off()[1]
+    off = fold.effects["sae"].on_off()[1][0]
+    table = specificity_table([fold])
+    reached = (theirs >= off).sum(0)
+    assert table["p_off"].tolist() == ((1 + reached) / 200).tolist()
+
+
+def test_values_without_a_feature_are_not_tested(hooked, dimensions):
+    """Nothing is removed for them: no p, and no place among the corrected ones."""
+    groups = {v: [c] if c else [] for c, v in enumerate(CLASSES)}
+    table = specificity_table([one_fold(hooked, dimensions, groups)]).set_index("value")
+    assert table.loc[0.0, "regime"] == "no feature chosen"
+    assert table.loc[0.0, ["p_on", "p_off", "p_specificity"]].isna().all()
+    rest = table.drop(0.0)
+    assert (rest["p_specificity"] == 0.2).all()
+    assert rest["p_specificity_corrected"].to_numpy() == pytest.approx(0.6)
 
 
 def test_holm_against_its_definition():
