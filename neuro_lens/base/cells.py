@@ -55,8 +55,8 @@ class Cell:
 def run_cell(cell_json: str, out: str) -> str:
     """Run one cell into ``out/<its name>`` unless that exists; return the folder.
 
-    It runs on one torch thread: sums in another order would make results depend on how many
-    cores and workers there are. Beside its result stands ``cell.json``: command, parameters,
+    It runs on one thread (`one_thread`): sums in another order would make results depend on how
+    many cores and workers there are. Beside its result stands ``cell.json``: command, parameters,
     the program room by room, seconds and bytes.
 
     Raises
@@ -109,12 +109,15 @@ def _refuse_change(cell: Cell) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run the block on one torch thread, and put the number of threads back."""
+    """Run the block on one thread, of torch and of numpy's and scipy's BLAS, and put both back."""
+    import scipy.linalg  # noqa: F401  its BLAS is not numpy's, and only loaded ones are limited
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

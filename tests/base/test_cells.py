@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from neuro_lens.base import Cell, run_cells
+from neuro_lens.base import Cell, one_thread, run_cells
 
 RUNS = []
 
@@ -72,3 +72,18 @@ def test_a_cell_runs_on_one_thread_and_leaves_the_setting_alone(tmp_path, monkey
     (folder,) = run_cells([Cell(f"{__name__}:threads", {})], tmp_path)
     assert (folder / "result").read_text() == "1"
     assert torch.get_num_threads() == before
+
+
+def test_one_thread_holds_for_blas_as_for_torch_and_is_put_back():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2):
+        outside = blas()
+        with one_thread():
+            inside = blas()
+        assert blas() == outside
+    assert 2 in outside
+    assert set(inside) == {1}
