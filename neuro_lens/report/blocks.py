@@ -36,8 +36,8 @@ COLUMNS = {
     "ablation_summary": "hook dictionary recording_id on_target off_target specificity low high "
     "auc_on auc_low auc_high matched_q95 p_rank n_controls n_values n_judged sae_judged beaten",
     "ablation_specificity": "hook recording_id value on_target off_target specificity low high "
-    "p_specificity p_specificity_corrected regime",
-    "probe_map": "recording_id hook variable what score chance",
+    "p_specificity p_specificity_corrected n_controls regime",
+    "probe_map": "recording_id hook variable what score_name score chance",
     "beside_units": "recording_id hook variable what id effect reliability",
     "noise": "recording_id hook variable source correlation measure estimate low high",
     "attribution": "recording_id hook feature reads n_units units_for_half share_first complete",

@@ -52,7 +52,8 @@ def _readout(results: Results) -> Blocks:
     return [
         Picture(
             plot_probe_map(chosen, panels),
-            "What a linear readout finds at every hook along the decoder: accuracy of "
+            "What a linear readout finds at every hook along the decoder: "
+            f"{' or '.join(chosen['score_name'].unique())} of "
             "cross-validated probes of held-out trials, mean over "
             f"{'the recordings decoded above chance' if decoded else 'recordings'} and seeds; "
             "colour: the share of the way from chance to a perfect score. “4 features”: the "
@@ -74,15 +75,17 @@ def readout_words(table: pd.DataFrame) -> list[str]:
     """
     words = []
     for variable, rows in table.groupby("variable", sort=False):
-        mean = rows.groupby(["what", "hook"], sort=False)["score"].mean()
-        if "activations" not in mean:
+        along = rows[rows["what"] == "activations"].groupby("hook", sort=False)["score"].mean()
+        along = along.dropna()
+        if along.empty:
             continue
-        hook = mean["activations"].idxmax()
+        hook, score = along.idxmax(), rows["score_name"].iloc[0]
         here = rows[rows["hook"].isin([hook, UNITS])]
         by = here.pivot_table(index="recording_id", columns="what", values="score")
+        chosen = f" best at {hook}, chosen as the best of {len(along)} hooks by these trials"
         text = (
-            f"{str(variable).capitalize()} is read best at {hook}: "
-            f"{number(by['activations'].mean())} of held-out trials are told"
+            f"{str(variable).capitalize()} is read{chosen if len(along) > 1 else f' at {hook}'}: "
+            f"{score} {number(by['activations'].mean())} on held-out trials"
         )
         beside = {UNITS: "the recorded units", "untrained decoder": "an untrained decoder there"}
         known = {what: name for what, name in beside.items() if what in by}
@@ -93,7 +96,8 @@ def readout_words(table: pd.DataFrame) -> list[str]:
                 f"{plural(len(by), 'recording')}"
             )
         if CONTROL in by:
-            text += f"; {number(by[CONTROL].mean())} of shuffled labels"
+            shuffled = "shuffled labels" if score == "accuracy" else "values shifted in time"
+            text += f"; {number(by[CONTROL].mean())} of {shuffled}"
         words.append(f"{text}.")
     return words
 

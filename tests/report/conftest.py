@@ -374,6 +374,7 @@ def _probe_map():
     for name, variable in product(RECORDINGS, ["direction", "orientation"]):
         chance = 0.125 if variable == "direction" else 0.25
         row = {"recording_id": name, "variable": variable, "chance": chance, "seed": 0}
+        row["score_name"] = "accuracy"
         for hook, (what, score) in product([HOOK, LAST], given.items()):
             score += 0.05 * (hook == LAST)
             rows.append({**row, "hook": hook, "what": what, "score": score})

@@ -65,13 +65,29 @@ def test_what_could_not_be_measured_is_said(results):
 def test_the_readout_is_set_against_units_and_an_untrained_decoder(tables):
     words = readout_words(tables["probe_map"])
     assert words[0] == (
-        f"Direction is read best at {LAST}: 0.55 of held-out trials are told; 0.52 from the "
-        "recorded units, which is less in 6 of 6 recordings; 0.25 from an untrained decoder there, "
-        "which is less in 6 of 6 recordings; 0.12 of shuffled labels."
+        f"Direction is read best at {LAST}, chosen as the best of 2 hooks by these trials: "
+        "accuracy 0.55 on held-out trials; 0.52 from the recorded units, which is less in 6 of 6 "
+        "recordings; 0.25 from an untrained decoder there, which is less in 6 of 6 recordings; "
+        "0.12 of shuffled labels."
     )
     worse = tables["probe_map"]
     worse = worse.assign(score=worse["score"].where(worse["what"] != "activations", 0.3))
     assert "0.52 from the recorded units, which is less in 0 of 6" in readout_words(worse)[0]
+
+
+def test_the_readout_of_a_continuous_variable_is_a_share_of_its_variance(results, tables):
+    table = tables["probe_map"].assign(score_name="R²")
+    words = readout_words(table[table["hook"] != LAST])
+    assert words[0].startswith(f"Direction is read at {HOOK}: R² 0.50 on held-out trials; ")
+    assert "of values shifted in time" in readout_words(table)[0]
+    write_table(table, results, "probe_map")
+    (caption,) = [
+        b.caption
+        for b in more_section(Results(results)).blocks
+        if isinstance(b, Picture) and "linear readout" in b.caption
+    ]
+    assert "along the decoder: R² of cross-validated" in caption
+    assert readout_words(table.assign(score=float("nan"))) == []
 
 
 def test_features_are_said_to_beat_units_only_where_they_do(tables):
