@@ -40,12 +40,16 @@ def not_judged(table: pd.DataFrame) -> list[str]:
     for variable, rows in table.groupby("variable", sort=False):
         judged = rows.loc[rows["status"] == "tested", "recording_id"]
         left = rows[~rows["recording_id"].isin(judged)]
-        why = {r: NO_ANSWERS in set(part["status"]) for r, part in left.groupby("recording_id")}
-        silent, few = ([r for r, none in why.items() if none is kind] for kind in (True, False))
-        if silent:
-            words.append(f"Of {listing(silent)} the decoder gave no answer to {variable}.")
-        if few:
-            words.append(f"{listing(few)}: too few error trials to judge {variable}.")
+        alike: dict[str, list[str]] = {}
+        for recording, part in left.groupby("recording_id"):
+            # the commonest status first
+            alike.setdefault("; ".join(part["status"].value_counts().index), []).append(recording)
+        for why, names in alike.items():
+            words.append(
+                f"Of {listing(names)} the decoder gave no answer to {variable}."
+                if why == NO_ANSWERS
+                else f"Of {listing(names)} no feature could be judged for {variable}: {why}."
+            )
     return words
 
 

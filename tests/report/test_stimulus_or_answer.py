@@ -20,10 +20,14 @@ def test_what_was_not_tested_is_not_counted(tables):
 def test_recordings_that_cannot_be_judged_are_named(tables):
     table = tables["answer_tuning"]
     assert not_judged(table) == []
-    first, second = table["recording_id"].unique()[:2]
+    first, second, third = table["recording_id"].unique()[:3]
     status = table["status"].mask(table["recording_id"] == first, "no answers")
     status = status.mask(table["recording_id"] == second, "too few error trials")
+    status = status.mask(table["recording_id"] == third, "too sparse to tune")
+    one = (table["recording_id"] == third) & (table["feature"] == 0)
+    status = status.mask(one, "does not vary")
     assert not_judged(table.assign(status=status)) == [
         f"Of {first} the decoder gave no answer to direction.",
-        f"{second}: too few error trials to judge direction.",
+        f"Of {second} no feature could be judged for direction: too few error trials.",
+        f"Of {third} no feature could be judged for direction: too sparse to tune; does not vary.",
     ]
