@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from .blocks import Grid
-from .style import interval, number
+from .style import interval, number, p_value
 
 
 def regime_grid(table: pd.DataFrame | None, hook: str) -> list[Grid]:
@@ -26,6 +26,8 @@ def regime_grid(table: pd.DataFrame | None, hook: str) -> list[Grid]:
         return []
     table = table[table["hook"] == hook]
     several = "seed" in table and table["seed"].nunique() > 1
+    family = table.groupby(["recording_id", *(c for c in ("variable", "seed") if c in table)])
+    table = table.assign(n_tested=family["p_specificity"].transform("count"))
     headers = ["recording", *["seed"] * several, "removed", "on target", "elsewhere"]
     headers += ["specificity [95 %]", "p", "corrected", "regime"]
     return [
@@ -35,12 +37,15 @@ def regime_grid(table: pd.DataFrame | None, hook: str) -> list[Grid]:
             "Each value alone, in nats. p: rank of its specificity among random sets matched on "
             "what they remove from its trials, and the same corrected over values (Holm). "
             "Selective: above the controls; entangled: its own trials lose more than under the "
-            "controls, but so do the others; not encoded: neither.",
+            "controls, and so do the others, each tested; encoded, specificity not shown: its own "
+            "do, the rest is open; not encoded: none of these. A value without a chosen feature "
+            "is not tested.",
         )
     ]
 
 
 def _row(row, several: bool) -> list[str]:
+    floor = 1 / (row.n_controls + 1)
     return [
         row.recording_id,
         *[str(getattr(row, "seed", ""))] * several,
@@ -48,7 +53,7 @@ def _row(row, several: bool) -> list[str]:
         number(row.on_target, sign=True),
         number(row.off_target, sign=True),
         f"{number(row.specificity, sign=True)} {interval(row.low, row.high)}",
-        number(row.p_specificity, 3),
-        number(row.p_specificity_corrected, 3),
+        p_value(row.p_specificity, floor),
+        p_value(row.p_specificity_corrected, min(1.0, row.n_tested * floor)),
         row.regime,
     ]
