@@ -96,7 +96,7 @@ class Design:
         arrangements counted once that only swap values with the same counts in every block.
         """
         if self.slow:
-            return shift_floor(self.recording)
+            return shift_floor(self.recording, self.value)
         count = self.count()
         arrangements = (gammaln(count.sum(1) + 1) - gammaln(count + 1).sum(1)).sum()
         _, alike = np.unique(count, axis=1, return_counts=True)

@@ -12,7 +12,7 @@ from . import effects, kinds, sums
 from .design import Design, make_design
 from .families import N_FOR_INFORMATION, N_SHUFFLES, SLOW, Family, in_parts
 from .order import exchangeable
-from .permute import Statistic, sequential_p
+from .permute import MOST_SHIFTS, Statistic, every_shift, exact_p, sequential_p
 from .ranked import spearman, spearman_interval
 from .sequence import persistence
 from .trials import DENSE_UP_TO, TrialCodes
@@ -103,8 +103,13 @@ def _permuted(family: Family, x_nf: Any, design: Design) -> dict[str, np.ndarray
     def draw(n: int) -> np.ndarray:
         return design.shuffles(n, family.rng)
 
-    observed = effects.between_sum(x_nf, design)
-    return family.permuted(between_statistic(x_nf, design), observed, draw, design.n_values)
+    observed, statistic = effects.between_sum(x_nf, design), between_statistic(x_nf, design)
+    n = len(design.value)
+    single = design.slow and not design.recording.any() and n <= min(family.n_draws, MOST_SHIFTS)
+    if single and family.correction == "bh":
+        p, n_drawn = exact_p(statistic, observed, every_shift(n))
+        return {"p": p, "n_permutations": n_drawn}
+    return family.permuted(statistic, observed, draw, design.n_values)
 
 
 def _effect_columns(

@@ -15,7 +15,7 @@ from . import effects, kinds
 from .design import Design, make_design
 from .families import N_SHUFFLES, SLOW, ConstantError, Family
 from .order import CORRELATIONS, mixed
-from .permute import Statistic
+from .permute import Statistic, shift_floor
 from .ranked import rank_rows, ranks_within
 from .trials import TrialCodes
 from .variables import Variable, value_codes
@@ -99,9 +99,8 @@ def partial_family(
     total = (x_nf**2).sum(0)
     varies = total > SMALL * np.maximum((codes**2).sum(0), 1e-300)
     exchanged = design if shifted else replace(design, block=reduced.strata)
-    family = Family(
-        recording_id, data, variable, names, design.rows, varies, exchanged.floor(), **options
-    )
+    floor = _shift_floor(data.trials, design, variable, given) if shifted else exchanged.floor()
+    family = Family(recording_id, data, variable, names, design.rows, varies, floor, **options)
     x_nf, total, rng = x_nf[:, family.tested], total[family.tested], family.rng
     explained = (reduced.basis_nr.T @ x_nf) ** 2
     n_columns = reduced.basis_nr.shape[1] + reduced.basis_nz.shape[1]
@@ -230,6 +229,18 @@ def _shifted(
         design, ranked.recording, ranked.recording, basis_nz, added, variable, given, ""
     )
     return reduced, ranked.recording
+
+
+def _shift_floor(
+    trials: pd.DataFrame, design: Design, variable: Variable, given: Sequence[Variable]
+) -> float:
+    """Return the smallest p of shifting the variable together with what is held fixed."""
+    signals = [g.name for g in given if g.kind == "continuous"]
+    value, group = design.value, _values(trials, given)[design.rows]
+    if variable.kind == "continuous":
+        signals, value = [*signals, variable.name], np.zeros_like(value)
+    same = _index(trials[signals].to_numpy(float)[design.rows]) if signals else None
+    return shift_floor(design.recording, value, same, group)
 
 
 def _reduced(

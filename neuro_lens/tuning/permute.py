@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 
@@ -13,6 +15,8 @@ ENOUGH = 100
 FIRST_DRAWS = 100
 VALUES_AT_ONCE = 2**23
 TIE = 1e-9
+MOST_SHIFTS = 2048
+"""Shifts of a single recording that are tried one by one; of more, some are drawn."""
 
 
 def sequential_p(
@@ -64,6 +68,23 @@ def sequential_p(
     return p, n_drawn
 
 
+def exact_p(
+    statistic: Statistic, observed_f: np.ndarray, every: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of all rearrangements, ``(n_draws, n_trials)``, that reach the observed."""
+    features, reached = np.arange(len(observed_f)), np.zeros(len(observed_f))
+    for start in range(0, len(every), FIRST_DRAWS):
+        null = statistic(every[start : start + FIRST_DRAWS], features)
+        reached += (null >= observed_f - TIE * np.abs(observed_f)).sum(0)
+    return reached / len(every), np.full(len(observed_f), len(every))
+
+
+def every_shift(n: int) -> np.ndarray:
+    """Return all shifts of a single recording, ``(n, n)``."""
+    place = np.arange(n)
+    return (place[:, None] + place) % n
+
+
 def draws_needed(n_tests: int, alpha: float) -> int:
     """Return how many draws let a single feature among ``n_tests`` pass Benjamini-Hochberg.
 
@@ -85,7 +106,62 @@ def shifts(recording: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarra
     return order
 
 
-def shift_floor(recording: np.ndarray) -> float:
-    """Return one over the number of ways in which the recordings can be shifted."""
-    count = np.unique(recording, return_counts=True)[1]
-    return float(np.exp(-np.log(count).sum()))
+def shift_floor(
+    recording: np.ndarray,
+    value: np.ndarray,
+    same: np.ndarray | None = None,
+    group: np.ndarray | None = None,
+) -> float:
+    """Return the share of the ways to shift the recordings that leave all as it is.
+
+    Values may be swapped for each other, in all recordings alike: no test tells that apart.
+
+    Parameters
+    ----------
+    recording, value : array of int, shape (n_trials,)
+        Trials are in the order of time.
+    same : array, shape (n_trials,), optional
+        Numbers that have to come again as they are, such as a signal.
+    group : array of int, shape (n_trials,), optional
+        Values held fixed, which each recording may swap for its own.
+    """
+    value = np.unique(value, return_inverse=True)[1].reshape(-1)
+    parts = [np.flatnonzero(recording == one) for one in np.unique(recording)]
+    ways: Counter[tuple[tuple[int, int], ...]] = Counter({(): 1.0})
+    for i, at in enumerate(parts):
+        later = set(np.concatenate(parts[i + 1 :] or [at[:0]]).tolist())
+        shown = set(value[list(later)].tolist())
+        own = _swaps(
+            value[at], None if same is None else same[at], None if group is None else group[at]
+        )
+        merged: Counter[tuple[tuple[int, int], ...]] = Counter()
+        for (before, m), (swap, n) in product(ways.items(), own.items()):
+            whole = dict(before)
+            if all(whole.get(v, to) == to for v, to in swap):
+                whole |= dict(swap)
+                kept = tuple(sorted((v, to) for v, to in whole.items() if v in shown))
+                merged[kept] += m * n / len(at)
+        ways = merged
+    return float(sum(ways.values()))
+
+
+def _swaps(
+    value: np.ndarray, same: np.ndarray | None, group: np.ndarray | None
+) -> Counter[tuple[tuple[int, int], ...]]:
+    """Return the swaps of values that shifts of a recording come to, and how many shifts do.
+
+    Such shifts are the multiples of the smallest one, which divides the number of trials.
+    """
+    n = len(value)
+    for step in (d for d in range(1, n + 1) if n % d == 0):
+        repeats = same is None or np.array_equal(np.roll(same, step), same)
+        if repeats and _swap(value, step) and (group is None or _swap(group, step)):
+            break
+    return Counter(tuple(sorted(_swap(value, by).items())) for by in range(0, n, step))
+
+
+def _swap(value: np.ndarray, by: int) -> dict[int, int]:
+    """Return which value each becomes in a shift, nothing where one becomes several."""
+    pairs = set(zip(value.tolist(), np.roll(value, by).tolist(), strict=True))
+    swap = dict(pairs)
+    return swap if len(swap) == len(pairs) == len(set(swap.values())) else {}

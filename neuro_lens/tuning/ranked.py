@@ -11,10 +11,7 @@ from scipy.stats import t as t_distribution
 
 from .effects import MIN_BLOCKS, centre_blocks
 from .kinds import ranks_within
-from .permute import TIE, sequential_p, shift_floor, shifts
-
-MOST_SHIFTS = 2048
-"""Shifts of a single recording that are tried one by one; of more, some are drawn."""
+from .permute import MOST_SHIFTS, TIE, every_shift, sequential_p, shift_floor, shifts
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +42,9 @@ class Ranked:
         """Return rearrangements that shift each recording circularly, ``(n, n_trials)``."""
         return shifts(self.recording, n, rng)
 
-    def every_shift(self) -> np.ndarray:
-        """Return all shifts of a single recording, ``(n_trials, n_trials)``."""
-        place = np.arange(len(self.recording))
-        return (place[:, None] + place) % len(place)
-
-    def floor(self) -> float:
-        """Return the smallest p that shifting could give."""
-        return shift_floor(self.recording)
+    def floor(self, y_n: np.ndarray) -> float:
+        """Return the smallest p that shifting a signal could give."""
+        return shift_floor(self.recording, np.zeros(len(y_n), dtype=int), same=y_n)
 
 
 def rank_rows(
@@ -118,10 +110,10 @@ def shift_p(
     statistic = shift_statistic(x_nf, y_n, ranked)
     observed = np.abs(ranked.residual(y_n[:, None])[:, 0] @ x_nf)
     if not ranked.recording.any() and len(y_n) <= min(n_draws, MOST_SHIFTS):
-        null = statistic(ranked.every_shift(), np.arange(x_nf.shape[1]))
+        null = statistic(every_shift(len(y_n)), np.arange(x_nf.shape[1]))
         return (null >= observed * (1 - TIE)).mean(0), np.full(x_nf.shape[1], len(y_n))
     p, n_drawn = sequential_p(statistic, observed, lambda n: ranked.shifts(n, rng), n_draws, cost=2)
-    return np.maximum(p, max(1 / (n_draws + 1), ranked.floor())), n_drawn
+    return np.maximum(p, max(1 / (n_draws + 1), ranked.floor(y_n))), n_drawn
 
 
 def spearman(x_nf: np.ndarray, y_n: np.ndarray, recording: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def ranked_family(
     signal = trials[variable.name].to_numpy(float)
     x_nf = ranked.residual(ranked.ranks(codes))
     y_n = ranked.ranks(signal[:, None])[:, 0]
-    varies, floor = (x_nf != 0).any(0), ranked.floor()
+    varies, floor = (x_nf != 0).any(0), ranked.floor(y_n)
     name = "" if given is None else given.name
     family = Family(recording_id, data, variable, name, rows, varies, floor, **options)
     x_nf, codes, rng = x_nf[:, family.tested], codes[:, family.tested], family.rng

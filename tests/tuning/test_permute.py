@@ -10,7 +10,7 @@ from neuro_lens.tuning import find_variable
 from neuro_lens.tuning.design import make_design
 from neuro_lens.tuning.discrete import permutation_p
 from neuro_lens.tuning.effects import between_sum, centre_blocks
-from neuro_lens.tuning.permute import draws_needed, sequential_p
+from neuro_lens.tuning.permute import draws_needed, sequential_p, shift_floor
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,17 @@ def test_draws_let_a_single_feature_pass():
     for n in (1, 10, 256, 1000):
         assert 1 / (draws_needed(n, 0.05) + 1) < 0.05 / n
     assert draws_needed(10**6, 0.05) == 99_999
+
+
+def test_the_floor_of_shifts_counts_those_that_change_nothing():
+    turns = np.arange(128) // 16 % 2
+    one, two = np.zeros(128, dtype=int), np.repeat([0, 1], 128)
+    assert shift_floor(one, turns) == 8 / 128
+    assert shift_floor(one, np.arange(128) >= 40) == 1 / 128
+    # both recordings swap their values or neither does
+    assert shift_floor(two, np.r_[turns, turns]) == pytest.approx(2 * (4 / 128) ** 2)
+    assert shift_floor(two, np.r_[turns, np.arange(128) >= 40]) == pytest.approx(4 / 128**2)
+    assert shift_floor(two, np.r_[turns, turns + 2]) == pytest.approx((8 / 128) ** 2)
+    assert shift_floor(one, one, same=turns) == 4 / 128
+    assert shift_floor(one, turns, group=np.arange(128) // 32 % 2) == 4 / 128
+    assert shift_floor(one, turns, same=np.arange(128.0)) == 1 / 128

@@ -346,6 +346,20 @@ def test_only_the_recording_whose_values_stay_is_shifted(noise):
     assert not said["limit"].str.startswith("slow").any()
 
 
+def test_p_of_a_periodic_context_is_at_its_floor(noise):
+    context = np.arange(128) // 16 % 2
+    trials = pd.DataFrame({"start": np.arange(128.0), "context": context})
+    x = noise(128, 3)
+    x[:, 0] += 9.0 * context
+    rows = tune(TrialCodes(x, trials), variables="context")
+    assert set(rows["p_floor"]) == {8 / 128}
+    assert rows["p"][0] == 8 / 128
+    assert rows["at_floor"][0]
+    held = trials.assign(running=noise(128, 1, seed=1)[:, 0])
+    partial = tune(TrialCodes(x, held), variables="context", given="running")
+    assert set(partial["p_floor"]) == {1 / 128}
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_orientations_a_period_apart_are_one_value(mice, sparse):
     trials = mice.trials.assign(orientation=np.resize([0.0, 180.0], 128))
