@@ -39,7 +39,8 @@ def generalises(
     """Choose features and their preferred values in all animals but one, and try them in that one.
 
     Of the features that fire in at least 8 trials of the other animals, the ``n`` with the largest
-    ω² there are chosen, and their preferred value is the one with the largest mean response.
+    ω² there are chosen, and their preferred value is the one with the largest mean response, each
+    recording set to the same mean.
     In the animal left out the response at that value, beside the other values, is measured and
     tested by shuffling labels within blocks (see `tune` for fixed orders). Nothing of an animal's
     own trials enters what is chosen for it. The decoder and SAE have seen all of these animals,
@@ -151,7 +152,9 @@ def _chosen(
     design = make_design(data.trials, variable)
     x_nf = data.codes[design.rows].astype(float)
     effect = effects.omega_squared(x_nf, design)
-    preferred = np.asarray(design.values)[effects.mean_response(x_nf, design).argmax(0)]
+    preferred = np.asarray(design.values)[
+        effects.mean_response(effects.levelled(x_nf, design), design).argmax(0)
+    ]
     if features is not None:
         at = np.asarray(features, dtype=int)
     else:
@@ -192,7 +195,8 @@ def _tried(
         np.where(n_firing < MIN_FIRING, TOO_SPARSE, np.where(varies, TESTED, CONSTANT)),
     )
     ok = np.flatnonzero(status == TESTED)
-    own = values[effects.mean_response(x_nf, design).argmax(0)]
+    level_nf = effects.levelled(x_nf, design)
+    own = values[effects.mean_response(level_nf, design).argmax(0)]
     index = np.searchsorted(values, wanted[ok])
     p, floor = _preferred_p(x_nf[:, ok], design, index, n_permutations, rng)
     found = {
@@ -200,7 +204,7 @@ def _tried(
         "preferred": own[ok],
         "distance": _distance(own[ok], wanted[ok], variable),
         "agrees": own[ok] == wanted[ok],
-        "size": _size(x_nf[:, ok], design, index),
+        "size": _size(level_nf[:, ok], design, index),
         "p": p,
         "p_floor": floor,
         "q": false_discovery_control(p) if len(p) else p,

@@ -54,6 +54,23 @@ def test_features_are_chosen_without_the_animal_that_they_are_tried_in(animals):
         assert other.loc["mouse a", column].tolist() == table.loc["mouse a", column].tolist()
 
 
+def test_an_animals_level_is_no_preference(animals):
+    """Animal b has mostly two directions; its level must not choose them, nor size hold it."""
+    trials = animals.trials
+    keep = (trials["recording_id"] != "b") | (trials["direction"] > 200) | (trials["block"] < 2)
+    level = 50.0 * (trials["recording_id"] == "b").to_numpy()[:, None]
+    for unit in ("subject_id", "group_id"):
+        group = trials["recording_id"].replace({"b": "ab", "a": "ab"})
+        both = trials.assign(group_id=group)[keep].reset_index(drop=True)
+        tables = [
+            generalises(TrialCodes(x[keep], both), "direction", range(3, 40), animal=unit)
+            for x in (animals.codes, animals.codes + level)
+        ]
+        for column in ("preferred_others", "preferred", "size", "effect"):
+            first, second = (t[column].to_numpy(float) for t in tables)
+            np.testing.assert_allclose(first, second, atol=1e-9)
+
+
 def test_features_without_tuning_generalise_as_often_as_chance_says(make_trials, noise):
     trials = make_trials(n_blocks=8, recordings=ANIMALS)
     table = generalises(TrialCodes(noise(192, 200, seed=1), trials), "direction", n=200)
