@@ -70,8 +70,8 @@ def find_variable(trials: pd.DataFrame, given: str | Variable) -> Variable:
 
     ``direction`` (360 degrees) and ``orientation`` (180 degrees) are circular, two values are
     binary. Numbers are ordinal where there are 20 or fewer (and continuous if they drift and a
-    value has a single trial). More are continuous where they are
-    floats, most trials have their own, or neighbouring trials are alike though not in a cycle;
+    value has a single trial). More are continuous where not all are whole, most trials have their
+    own, or neighbouring trials are alike though not in a cycle;
     not where the name says that they only tell things apart (``image_id``). Others are
     categorical. A variable whose values stay from trial to trial is ``slow``, unless a Variable
     says otherwise: where neighbours are the same by .3 more often than in a random order, as a
@@ -150,9 +150,8 @@ def _kind(trials: pd.DataFrame, name: str) -> Kind:
         return "binary"
     if not pd.api.types.is_numeric_dtype(values) or name.lower().split("_")[-1] in NUMBERED:
         return "categorical"
-    # whole numbers of which some are missing are floats as well
-    whole = len(values) < len(trials) or not pd.api.types.is_float_dtype(values)
-    measured = not (whole and (values % 1 == 0).all()) or n_values > len(values) / 2
+    # not by the type: whole numbers of which some are missing are floats as well
+    measured = not (values % 1 == 0).all() or n_values > len(values) / 2
     few, stays = n_values <= MANY_VALUES, False
     if values.value_counts().min() == 1 or not (few or measured):
         codes = pd.factorize(trials[name], sort=True)[0]

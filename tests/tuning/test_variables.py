@@ -93,6 +93,16 @@ def test_steps_of_a_walk_with_a_value_of_a_single_trial_are_continuous():
     assert find_variable(shuffled, "pupil").kind == "ordinal"
 
 
+@pytest.mark.parametrize("kind", [int, float, "Int64"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_whole_numbers_are_whole_whatever_their_type(kind, missing):
+    angle = np.random.default_rng(0).permutation(np.repeat(np.arange(24) * 15, 8))
+    column = pd.Series(angle).astype(kind)
+    trials = pd.DataFrame({"angle": column.mask(column.index == 5) if missing else column})
+    assert find_variable(trials, "angle").kind == "categorical"
+    assert find_variable(trials * 0.5, "angle").kind == "continuous"
+
+
 def test_slow_can_be_said_and_denied(trials):
     trials["context"] = np.arange(len(trials)) // 8 % 2
     assert find_variable(trials, "context").slow
