@@ -29,8 +29,10 @@ def population_interval(
     tuning : DataFrame
         From ``tune(..., by="recording_id")``, whose rows are each animal's effect.
     animals : mapping of recording_id to animal, optional
-        Recordings of one animal are averaged first; by default each is an animal of its own.
+        Recordings of one animal are averaged first. Not needed where the table has a
+        ``subject_id``.
     level : float
+        Between 0 and 1.
 
     Returns
     -------
@@ -41,10 +43,24 @@ def population_interval(
     Raises
     ------
     NeuroLensError
-        For fewer than 6 animals, and for a recording whose animal is not given.
+        For fewer than 6 animals, for a recording whose animal is not given, and for a table of
+        several seeds, windows or variables held fixed.
     """
+    if not 0 < level < 1:
+        raise NeuroLensError(f"level is {level}; it is a share, such as 0.95")
+    for column in ("seed", "window", "given"):
+        if column in tuning and tuning[column].nunique(dropna=False) > 1:
+            raise NeuroLensError(
+                f"the table has {tuning[column].nunique(dropna=False)} values of {column!r}, which "
+                "are not to be averaged; give the rows of one of them"
+            )
     rows = tuning[(tuning["status"] == TESTED) & (tuning["recording_id"] != "all")]
-    animal = rows["recording_id"] if animals is None else rows["recording_id"].map(dict(animals))
+    if animals is None and "subject_id" not in rows:
+        raise NeuroLensError(
+            "the table does not say which animal each recording is of; give animals, a mapping of "
+            "recording_id to animal"
+        )
+    animal = rows["subject_id"] if animals is None else rows["recording_id"].map(dict(animals))
     if animal.isna().any():
         missing = rows["recording_id"][animal.isna()].iloc[0]
         raise NeuroLensError(f"the animal of recording {missing!r} is not given; name it")

@@ -216,6 +216,9 @@ def test_fit_trials_are_refused():
         global_test(TrialCodes(x, trials.assign(split="fit")), None, "genotype")
 
 
+EACH = dict(zip("abcdefg", "tuvwxyz", strict=True))
+
+
 @pytest.fixture(scope="module")
 def by_animal(make_trials, noise, tuned):
     """Return the tuning of each of seven recordings; feature 3 fires in five of them."""
@@ -227,7 +230,7 @@ def by_animal(make_trials, noise, tuned):
 
 
 def test_the_interval_over_animals_is_that_of_t(by_animal):
-    table = population_interval(by_animal).set_index("feature")
+    table = population_interval(by_animal, EACH).set_index("feature")
     assert table["n_animals"].tolist() == [7, 7, 7, 5]
     for feature in range(3):
         effect = by_animal.loc[by_animal["feature"] == feature, "effect"]
@@ -242,6 +245,19 @@ def test_fewer_than_six_animals_have_no_interval(by_animal):
         population_interval(by_animal, dict(zip("abcdefg", "aabbccd", strict=True)))
     few = by_animal[by_animal["recording_id"] < "f"]
     with pytest.raises(NeuroLensError, match="effects of 5 animals"):
-        population_interval(few)
+        population_interval(few, EACH)
     with pytest.raises(NeuroLensError, match="animal of recording 'b' is not given"):
         population_interval(by_animal, {"a": "m"})
+
+
+def test_animals_are_given_or_in_the_table_and_nothing_else_is_averaged(by_animal):
+    with pytest.raises(NeuroLensError, match="does not say which animal"):
+        population_interval(by_animal)
+    known = by_animal.assign(subject_id=by_animal["recording_id"].map(EACH))
+    assert population_interval(known).equals(population_interval(by_animal, EACH))
+    for column in ("seed", "window", "given"):
+        both = pd.concat([known.assign(**{column: v}) for v in ("0", "1")])
+        with pytest.raises(NeuroLensError, match=f"2 values of '{column}'"):
+            population_interval(both)
+    with pytest.raises(NeuroLensError, match=r"level is 95"):
+        population_interval(known, level=95)
