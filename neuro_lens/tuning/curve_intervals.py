@@ -12,7 +12,7 @@ from neuro_lens.base import NeuroLensError
 from .blocks import block_sums
 from .curves import tuning_curves
 from .design import Design, make_design
-from .effects import MIN_BLOCKS
+from .effects import MIN_BLOCKS, levelled
 from .trials import TrialCodes, as_trials
 from .variables import Variable, find_variable
 
@@ -66,7 +66,7 @@ def curve_intervals(
             "least 2, or see tuning_curves()"
         )
     chosen = table["feature"].drop_duplicates().to_numpy()
-    x_nf = data.codes[design.rows][:, chosen].astype(float)
+    x_nf = levelled(data.codes[design.rows][:, chosen].astype(float), design)
     low, high = _ends(x_nf, design, n_blocks, level, n_boot, np.random.default_rng(seed))
     # a row per feature and value, features in the order given
     return table.assign(low=low.T.ravel(), high=high.T.ravel())

@@ -9,6 +9,8 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError
 
+from .design import make_design
+from .effects import levelled
 from .trials import TrialCodes, as_data
 from .variables import Variable, find_variable, value_codes
 
@@ -21,7 +23,9 @@ def tuning_curves(
 ) -> pd.DataFrame:
     """Return the mean of features over the trials of each value.
 
-    Nothing is tested here, so fit trials are taken as they come.
+    Nothing is tested here, so fit trials are taken as they come. Of several recordings, each is
+    set to the mean over all trials first, as for the preferred value of `tune`: else one with more
+    trials of a value would lend it its own level.
 
     Parameters
     ----------
@@ -53,9 +57,12 @@ def tuning_curves(
             f"feature {outside[0]} is out of range; there are {n_features}, counted from 0"
         )
     value, values = value_codes(data.trials, found)
+    design = make_design(data.trials, found)
+    x_nf = np.full((len(data), len(chosen)), np.nan)
+    x_nf[design.rows] = levelled(data.codes[design.rows][:, chosen].astype(float), design)
     tables, place = [], np.arange(len(chosen))
     for index, name in enumerate(values):
-        at = data.codes[value == index][:, chosen]
+        at = x_nf[value == index]
         n = len(at)
         sem = at.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(chosen), np.nan)
         columns = {"place": place, "feature": chosen, "variable": found.name, "value": name}

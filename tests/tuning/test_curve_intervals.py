@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neuro_lens.base import NeuroLensError
-from neuro_lens.tuning import TrialCodes, curve_intervals, tuning_curves
+from neuro_lens.tuning import TrialCodes, curve_intervals, tune, tuning_curves
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says(make_trials, noise, tuned):
@@ -32,3 +32,21 @@ def test_few_blocks_have_no_interval_and_one_is_refused(make_trials, noise):
     assert few["low"].isna().all()
     with pytest.raises(NeuroLensError, match="one repeat block"):
         curve_intervals(TrialCodes(noise(8, 2), make_trials(n_blocks=1)), "direction")
+
+
+def test_a_recordings_level_is_in_no_curve(make_trials, noise):
+    """The second recording has mostly two directions: curves and the preferred value agree."""
+    trials = make_trials(n_blocks=16, recordings=("a", "b"))
+    keep = (trials["recording_id"] == "a") | (trials["direction"] < 90) | (trials["block"] < 4)
+    trials, x = trials[keep].reset_index(drop=True), noise(256, 20)[keep]
+    level = 50.0 * (trials["recording_id"] == "b").to_numpy()[:, None]
+    plain, other = (
+        curve_intervals(TrialCodes(codes, trials), "direction", n_boot=50)
+        for codes in (x, x + level)
+    )
+    for column in ("mean", "low", "high"):
+        np.testing.assert_allclose(other[column] - level.mean(), plain[column], atol=1e-9)
+    np.testing.assert_allclose(other["sem"], plain["sem"], atol=1e-9)
+    rows = tune(TrialCodes(x + level, trials), variables="direction", n_permutations=9)
+    peak = other.loc[other.groupby("feature")["mean"].idxmax(), "value"]
+    assert peak.tolist() == rows["preferred"].tolist()
