@@ -63,7 +63,7 @@ def covariates(
     Raises
     ------
     NeuroLensError
-        For an unknown covariate, or one that is no number.
+        For an unknown covariate, one that is no number, or one that is infinite.
     """
     data = as_data(codes, trials, allow_fit=allow_fit)
     names = [names] if isinstance(names, str) else list(names)
@@ -71,6 +71,11 @@ def covariates(
         check_choice("covariate", name, [c for c in data.trials if c not in NOT_VARIABLES])
         if not pd.api.types.is_numeric_dtype(data.trials[name]):
             raise NeuroLensError(f"covariate {name!r} is no number; use tune() for a category")
+        if n_infinite := int(np.isinf(data.trials[name].to_numpy(float, na_value=np.nan)).sum()):
+            raise NeuroLensError(
+                f"covariate {name!r} is infinite in {n_infinite} of {len(data)} trials; leave them "
+                "out, or set them to NaN"
+            )
     fixed = None if given is None else find_variable(data.trials, given)
     options = {"alpha": alpha, "n_permutations": n_permutations, "seed": seed, "correction": "bh"}
     tables = [

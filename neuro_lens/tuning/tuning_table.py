@@ -197,7 +197,8 @@ def feature_groups(
     rows = rows.sort_values("effect", ascending=False, kind="stable")
     # a written table holds text where values of several variables are of several types
     written = (
-        len(tuning["variable"].unique()) > 1
+        rows["kind"].isin(["circular", "ordinal", "binary"]).all()
+        and len(tuning["variable"].unique()) > 1
         and tuning["preferred"].dropna().map(type).eq(str).all()
     )
     values = _from_text(rows["preferred"]) if written else rows["preferred"]

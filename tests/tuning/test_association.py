@@ -102,11 +102,17 @@ def test_sparse_features_and_missing_signal_are_left_out(running_mice, noise):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("runing", "did you mean 'running'"), ("genotype", "is no number")]
+    ("name", "sentence"),
+    [
+        ("runing", "did you mean 'running'"),
+        ("genotype", "is no number"),
+        ("gain", "'gain' is infinite in 1 of 192 trials"),
+    ],
 )
 def test_what_is_no_signal_is_refused(running_mice, noise, name, sentence):
     with pytest.raises(NeuroLensError, match=sentence):
-        covariates(noise(192, 2), running_mice.assign(genotype="x"), name)
+        gain = running_mice["running"].where(running_mice.index != 7, np.inf)
+        covariates(noise(192, 2), running_mice.assign(genotype="x", gain=gain), name)
 
 
 def test_a_signal_that_never_changes_is_refused(running_mice, noise):

@@ -316,8 +316,9 @@ def test_groups_of_a_written_table_have_the_values_themselves(mice, tmp_path):
         contrast_present=rng.permutation(np.arange(128) % 2),
         choice=rng.permutation(np.arange(128) % 2 == 0),
         scene=rng.permutation(np.resize(["sky", "sea"], 128)),
+        image=rng.permutation(np.resize(["01", "02", "10"], 128)),
     )
-    names = ["direction", "contrast_present", "choice", "scene"]
+    names = ["direction", "contrast_present", "choice", "scene", "image"]
     rows = tune(TrialCodes(mice.codes, trials), variables=names, n_permutations=99)
     write_table(rows, tmp_path, "tuning")
     back = read_table(tmp_path / "tuning.parquet")
@@ -325,6 +326,7 @@ def test_groups_of_a_written_table_have_the_values_themselves(mice, tmp_path):
         assert set(feature_groups(table, "contrast_present")) == {0, 1}
         assert set(feature_groups(table, "choice")) == {False, True}
         assert set(feature_groups(table, "scene")) == {"sky", "sea"}
+        assert set(feature_groups(table, "image")) == {"01", "02", "10"}
         types = {type(v) for v in feature_groups(table, "direction")}
         assert types == {float}
 
@@ -358,6 +360,13 @@ def test_p_of_a_periodic_context_is_at_its_floor(noise):
     held = trials.assign(running=noise(128, 1, seed=1)[:, 0])
     partial = tune(TrialCodes(x, held), variables="context", given="running")
     assert set(partial["p_floor"]) == {1 / 128}
+
+
+def test_groups_of_text_that_looks_like_numbers_stay_text(mice):
+    rng = np.random.default_rng(0)
+    text = {n: rng.permutation(np.resize(["01", "02", "10"], 128)) for n in ("image", "scene")}
+    rows = tune(TrialCodes(mice.codes, mice.trials.assign(**text)), variables=list(text))
+    assert set(feature_groups(rows, "scene")) <= {"01", "02", "10"}
 
 
 @pytest.mark.parametrize("sparse", [False, True])
