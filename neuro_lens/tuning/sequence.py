@@ -23,8 +23,9 @@ def persistence(trials: pd.DataFrame, code: np.ndarray, numbers: bool = False) -
 
     The number of neighbours with the same value, over that of a random order (Wald and
     Wolfowitz's runs, for several values: Barton and David 1957), as a share of what could be: 0
-    XX Orders are compared within repeat
-    blocks where these would show a persistence of .3, and within recordings otherwise.
+    is a random order, 1 one in which each value is shown once, without a break. Orders are
+    compared within repeat blocks where these would show a persistence of .3, and within
+    recordings otherwise.
 
     Parameters
     ----------
