@@ -94,7 +94,7 @@ def tuning(
 
     Writes the tables ``tuning``, ``tuning_curves``, ``answer_tuning``, ``covariates``, ``between``,
     ``between_summary`` and ``between_confounds``, all of one dictionary, and ``left_out`` where
-    there are too few animals.
+    there are too few animals, or a variable does not vary in a recording.
     """
     from ..hooks import hook_model
     from ..saes import load_sae
@@ -114,9 +114,11 @@ def tuning(
         }
         tested = tune(codes, variables=list(variables), seed=seed, **options)
         tables.setdefault("tuning", []).append(tested.assign(window=name))
+        tables.setdefault("left_out", []).append(left_out_of_tuning(tested, codes))
         unit_codes = recorded_units(held_out)
         if name == DURING:
-            units = unit_tuning(unit_codes, variables, seed, options)
+            units, untested = unit_tuning(unit_codes, variables, seed, options)
+            tables["left_out"].append(untested)
             best = {"feature": best_features(tested), "unit": best_features(units)}
             answers = trial_answers(hooked, held_out)
             tables["answer_tuning"] = [
@@ -130,7 +132,8 @@ def tuning(
                     told = list(found["between_summary"]["variable"])
                     controls = between_controls(codes, hooked, sae, held_out, told, alpha, seed)
                     found["between_summary"] = pd.concat([found["between_summary"], controls])
-                tables |= {table: [rows] for table, rows in found.items()}
+                for table, rows in found.items():
+                    tables.setdefault(table, []).append(rows)
         tables.setdefault("tuning_curves", []).extend(
             curves.assign(window=name, hook=codes.hook)
             for curves in _curves(codes, unit_codes, best)
@@ -138,8 +141,9 @@ def tuning(
     for name, parts in tables.items():
         if not (filled := [p for p in parts if len(p)]):
             continue
-        table = pd.concat(filled, ignore_index=True)
-        write_table(table.assign(seed=seed), folder, name)
+        rows = pd.concat(filled, ignore_index=True)
+        rows = rows.drop_duplicates() if name == "left_out" else rows
+        write_table(rows.assign(seed=seed), folder, name)
 
 
 def best_features(tested: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
@@ -152,14 +156,41 @@ def best_features(tested: pd.DataFrame, n: int = SHOWN) -> pd.DataFrame:
 
 def unit_tuning(
     units: Mapping[str, Any], variables: Sequence[str], seed: int, options: Mapping[str, Any]
-) -> pd.DataFrame:
-    """Return the tuning of single units, recording by recording; ``feature`` is the unit."""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tuning of single units, recording by recording, and what could not be tested.
+
+    In the first ``feature`` is the unit; the second has rows of ``left_out``, of recordings in
+    which a variable does not vary.
+    """
     from ..tuning import tune
 
-    return pd.concat(
-        [tune(codes, variables=list(variables), seed=seed, **options) for codes in units.values()],
-        ignore_index=True,
-    )
+    tables, refused = [], []
+    for recording_id, codes in units.items():
+        for variable in variables:
+            try:
+                tables.append(tune(codes, variables=variable, seed=seed, **options))
+            except NeuroLensError as error:
+                refused.append(left_out("tuning_curves", recording_id, codes.hook, error))
+    untested = pd.concat(refused, ignore_index=True) if refused else pd.DataFrame()
+    return pd.concat(tables, ignore_index=True), untested
+
+
+def left_out_of_tuning(tested: pd.DataFrame, codes: Any) -> pd.DataFrame:
+    """Return the rows of ``left_out`` that the notes of a tuning table come to."""
+    starts = {f"recording {rid!r} is left out: ": rid for rid in codes.trials["recording_id"]}
+    rows = [
+        left_out("tuning", rid, codes.hook, note.removeprefix(start))
+        for note in tested.attrs["limits"]
+        for start, rid in starts.items()
+        if note.startswith(start)
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def left_out(table: str, recording_id: str, hook: str, why: object) -> pd.DataFrame:
+    """Return a row of the table ``left_out``."""
+    row = {"table": table, "recording_id": recording_id, "hook": hook, "why": str(why)}
+    return pd.DataFrame([row])
 
 
 def answer_table(
@@ -246,8 +277,8 @@ def between_tables(
         try:
             found = global_test(codes, None, variable, covariates=animals, alpha=alpha, seed=seed)
         except NeuroLensError as error:
-            why = {"table": "between", "recording_id": "all", "hook": codes.hook, "why": str(error)}
-            tables.setdefault("left_out", []).append(pd.DataFrame([why]))
+            refused = left_out("between", "all", codes.hook, error)
+            tables.setdefault("left_out", []).append(refused)
             continue
         splits = found.splits.rename(columns={"groups": "split", "n_features": "count"})
         summary = found.summary.assign(control=UNALTERED, codes_changed=False)

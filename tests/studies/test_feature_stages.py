@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 
-from neuro_lens.studies.feature_stages import answer_table
-from neuro_lens.tuning import TrialCodes
+from neuro_lens.studies.feature_stages import answer_table, left_out_of_tuning, unit_tuning
+from neuro_lens.tuning import TrialCodes, tune
 
 OPTIONS = {"by": "recording_id", "alpha": 0.05, "n_permutations": 99}
 
@@ -45,3 +45,24 @@ def test_a_recording_without_answers_is_left_out_of_the_units_and_said(tmp_path)
     assert set(said["status"]) == {"no answers"}
     assert len(said) == 5
     assert answer_table(units[1:], answers, 0, OPTIONS).empty
+
+
+def test_a_recording_in_which_a_variable_stays_the_same_is_left_out_and_said():
+    rng = np.random.default_rng(0)
+    trials = {"a": trials_of("a"), "b": trials_of("b").assign(direction=45.0)}
+    trials = {r: t.assign(contrast=np.tile([0.1, 1.0], 32)) for r, t in trials.items()}
+    units = {r: TrialCodes(rng.normal(size=(64, 3)), t, "units") for r, t in trials.items()}
+    tested, untested = unit_tuning(units, ["direction", "contrast"], 0, OPTIONS)
+    pairs = tested.groupby(["recording_id", "variable"]).size()
+    assert list(pairs.index) == [("a", "contrast"), ("a", "direction"), ("b", "contrast")]
+    (row,) = untested.to_dict("records")
+    assert (row["table"], row["recording_id"], row["hook"]) == ("tuning_curves", "b", "units")
+    assert "variable 'direction' is 45.0 in all 64 trials" in row["why"]
+    both = pd.concat(trials.values(), ignore_index=True)
+    codes = TrialCodes(rng.normal(size=(128, 5)), both, "h")
+    (row,) = left_out_of_tuning(tune(codes, variables="direction", **OPTIONS), codes).to_dict(
+        "records"
+    )
+    assert (row["table"], row["recording_id"], row["hook"]) == ("tuning", "b", "h")
+    assert row["why"].startswith("variable 'direction' is 45.0 in all 64 trials")
+    assert left_out_of_tuning(tune(codes, variables="contrast", **OPTIONS), codes).empty
