@@ -129,6 +129,25 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
                     f"tuning.unseen names all {len(dataset.recording_ids)} recordings, which "
                     "leaves none to train a decoder on; name some of them"
                 )
+            _check_unseen(dataset, params["held_out"])
+
+
+def _check_unseen(dataset: Any, held_out: Sequence[str]) -> None:
+    """Refuse animals of ``held_out`` that have another recording, which the core would see."""
+    from ..recordings import unit_table
+
+    found = unit_table(dataset)
+    if "subject_id" not in found:
+        return
+    subjects = found.dropna(subset="subject_id").groupby("recording_id")["subject_id"].first()
+    core = {subject: rid for rid, subject in subjects.items() if rid not in held_out}
+    for rid in held_out:
+        if subjects.get(rid) in core:
+            raise NeuroLensError(
+                f"tuning.unseen names {rid!r}, whose animal {subjects[rid]!r} also has the "
+                f"recording {core[subjects[rid]]!r}, on which the decoder would be trained; name "
+                "all recordings of an animal or none"
+            )
 
 
 def new_decoder(

@@ -1,10 +1,12 @@
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
-from neuro_lens.base import read_json, read_table
+from neuro_lens.base import Cell, NeuroLensError, read_json, read_table
+from neuro_lens.recordings import simulate
 from neuro_lens.studies import run_study
 from neuro_lens.studies.further_stages import (
     driving_units,
@@ -12,6 +14,7 @@ from neuro_lens.studies.further_stages import (
     strongest_features,
     unseen,
 )
+from neuro_lens.studies.stages import check_inputs
 
 HOOK = "blocks.0.hook_resid_post"
 STUDY = {
@@ -145,6 +148,16 @@ def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results):
     assert "give animals of two groups" in row["words"]
     assert (row["n_core"], row["held_out"]) == (1, "sim01")
     shutil.rmtree(folder)
+
+
+def test_an_animal_with_a_recording_in_the_core_is_not_unseen(tmp_path):
+    simulate(tmp_path, n_animals=2, n_units=8, n_repeats=8)
+    plan = [("unseen", Cell("stages:unseen", {"held_out": ["sim01"]}))]
+    check_inputs(tmp_path, plan)
+    with h5py.File(tmp_path / "sim01.h5", "r+") as file:
+        file["subject"].attrs["id"] = "sim00"
+    with pytest.raises(NeuroLensError, match="whose animal 'sim00' also has"):
+        check_inputs(tmp_path, plan)
 
 
 def test_the_strongest_features_are_significant_ones_first():
