@@ -10,6 +10,7 @@ import numpy as np
 
 Draw = Callable[[int], np.ndarray]
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Swap = tuple[tuple[int, int], ...]
 
 ENOUGH = 100
 FIRST_DRAWS = 100
@@ -127,27 +128,25 @@ def shift_floor(
     """
     value = np.unique(value, return_inverse=True)[1].reshape(-1)
     parts = [np.flatnonzero(recording == one) for one in np.unique(recording)]
-    ways: Counter[tuple[tuple[int, int], ...]] = Counter({(): 1.0})
+    ways: dict[Swap, float] = {(): 1.0}
     for i, at in enumerate(parts):
         later = set(np.concatenate(parts[i + 1 :] or [at[:0]]).tolist())
         shown = set(value[list(later)].tolist())
         own = _swaps(
             value[at], None if same is None else same[at], None if group is None else group[at]
         )
-        merged: Counter[tuple[tuple[int, int], ...]] = Counter()
+        merged: dict[Swap, float] = {}
         for (before, m), (swap, n) in product(ways.items(), own.items()):
             whole = dict(before)
             if all(whole.get(v, to) == to for v, to in swap):
                 whole |= dict(swap)
                 kept = tuple(sorted((v, to) for v, to in whole.items() if v in shown))
-                merged[kept] += m * n / len(at)
+                merged[kept] = merged.get(kept, 0.0) + m * n / len(at)
         ways = merged
     return float(sum(ways.values()))
 
 
-def _swaps(
-    value: np.ndarray, same: np.ndarray | None, group: np.ndarray | None
-) -> Counter[tuple[tuple[int, int], ...]]:
+def _swaps(value: np.ndarray, same: np.ndarray | None, group: np.ndarray | None) -> Counter[Swap]:
     """Return the swaps of values that shifts of a recording come to, and how many shifts do.
 
     Such shifts are the multiples of the smallest one, which divides the number of trials.
