@@ -117,8 +117,9 @@ def _opened(path: str | Path) -> Iterator[Any]:
             yield file
     except (OSError, KeyError, RuntimeError) as error:  # h5py's, on damaged files
         raise _broken(path, error) from None
-    except ValueError as error:  # NeuroLensError, or torch_brain's for times out of order
-        raise NeuroLensError(f"{path} cannot be used: {error}") from None
+    except (ValueError, TypeError, IndexError) as error:  # NeuroLensError, or of odd contents
+        said = " ".join(str(error).split())
+        raise NeuroLensError(f"{path} cannot be used: {said}") from None
 
 
 def _broken(path: str | Path, error: Exception) -> NeuroLensError:
@@ -138,7 +139,14 @@ def _read(file: Any, split: str) -> Data:
 
     def seconds(frames: Any) -> np.ndarray:
         """Return the times of frames; one past the last is a period later."""
-        return np.append(times, times[-1] + period)[np.asarray(frames, dtype=np.int64)]
+        number = np.asarray(frames, dtype=np.int64)
+        wrong = number[(number < 0) | (number > len(times))]
+        if len(wrong):
+            raise NeuroLensError(
+                f"a stimulus begins or ends at frame {wrong[0]}, where its traces have frames 0 to "
+                f"{len(times) - 1}"
+            )
+        return np.append(times, times[-1] + period)[number]
 
     tables = stimulus_tables(file)
     epochs = stimulus_epochs(tables, about["session_type"], seconds)

@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -128,6 +129,22 @@ def test_bad_sessions_are_skipped_and_the_others_go_on(raw, tmp_path, made_up_nw
     recording = load_recordings(tmp_path / "out").get_recording("3")
     assert not recording.has_nested_attribute("pupil")
     assert recording.has_nested_attribute("running.running_speed")
+
+
+@pytest.mark.parametrize(("at", "frame"), [((0, 0), -1), ((-1, 1), 10**6)])
+def test_a_stimulus_outside_the_traces_is_skipped_and_the_others_go_on(raw, tmp_path, at, frame):
+    with h5py.File(raw / "1.nwb", "a") as file:
+        frames = file["stimulus/presentation/natural_scenes_stimulus/frame_duration"]
+        frames[at[0] % len(frames), at[1]] = frame
+    with h5py.File(raw / "2.nwb", "a") as file:
+        roi = file["processing/brain_observatory_pipeline/ImageSegmentation/imaging_plane_1"]
+        name = roi["roi_list"][0].decode()
+        del roi[name]["img_mask"]
+        roi[name]["img_mask"] = 1.0  # no image
+    table = prepare_allen(raw, tmp_path / "out").set_index("session")
+    assert list(table["status"]) == ["skipped", "skipped", "written"]
+    assert f"frame {frame}, where its traces have frames 0 to" in table["reason"]["1"]
+    assert "cannot be used: " in table["reason"]["2"]
 
 
 @pytest.mark.parametrize(
