@@ -117,7 +117,8 @@ def confusions(base: Outcomes, ablated: Outcomes, trials: Trials, n_classes: int
     -------
     DataFrame
         ``ablated``, ``tested``, ``answered`` (the value whose class it is, else the class
-        index), ``share_spliced`` and ``share`` of the tested trials.
+        index), ``answered_class`` (the class index), ``correct`` (whether it is a class of the
+        tested value), ``share_spliced`` and ``share`` of the tested trials.
     """
     name = {}
     if trials.exclusive and (trials.classes.sum(1) == 1).all():
@@ -129,8 +130,10 @@ def confusions(base: Outcomes, ablated: Outcomes, trials: Trials, n_classes: int
             before = np.bincount(base.answer[0, mine], minlength=n_classes) / mine.sum()
             after = np.bincount(ablated.answer[a, mine], minlength=n_classes) / mine.sum()
             for c in range(n_classes):
-                rows.append((value, trials.values[t], name.get(c, c), before[c], after[c]))
-    columns = ["ablated", "tested", "answered", "share_spliced", "share"]
+                answer = name.get(c, c), c, bool(trials.classes[t][c])
+                rows.append((value, trials.values[t], *answer, before[c], after[c]))
+    columns = ["ablated", "tested", "answered", "answered_class", "correct"]
+    columns += ["share_spliced", "share"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -11,7 +11,11 @@ import pandas as pd
 from ..base import NeuroLensError, as_batch, check_choice
 from .intervals import holm, rank_p
 from .interventions import find_task, run_interventions
+from .specificity import TOO_FEW
 from .trials import split_recordings
+
+ALPHA = 0.05
+TOO_SMALL = "too few other units"
 
 
 def driving_units(
@@ -58,7 +62,7 @@ def ablate_units(
     driving: pd.DataFrame,
     variable: str,
     *,
-    controls: int = 19,
+    controls: int = 199,
     seed: int = 0,
     task: str | None = None,
     allow_fit: bool = False,
@@ -76,7 +80,7 @@ def ablate_units(
     variable : str
         Column of the labels that holds the values.
     controls : int
-        Random sets of other units of the recording.
+        Random sets of other units of the recording, each as large as the driving one.
     seed : int
     task, allow_fit
         As in `neuro_lens.ablation.run_interventions`.
@@ -86,7 +90,10 @@ def ablate_units(
     DataFrame
         A row per recording and value: ``n_units`` of ``n_known``, ``on_target``, ``off_target``
         and ``specificity`` (extra nats), ``controls_on`` and ``controls_specificity`` (means),
-        ``p`` (rank of the specificity) and ``p_corrected`` (Holm, over the recording's values).
+        ``p`` (rank of the specificity among the ``n_controls``) and ``p_corrected`` (Holm, over
+        the recording's values), and ``status``: ``tested``, ``too few controls`` for a corrected p
+        of .05, or ``too few other units``: sets would be smaller than the driving one, and there
+        are none, so p is NaN.
     """
     parts = [as_batch(b) for b in batches]
     chosen = find_task(hooked, parts, task)
@@ -99,23 +106,27 @@ def ablate_units(
                 check_choice("unit of the recording", str(unit), map(str, known))
             others = [u for u in known if str(u) not in set(map(str, wanted))]
             rng = np.random.default_rng([seed, len(rows)])
-            n = min(len(wanted), len(others))
             sets = {"own": {"units": wanted}}
-            for i in range(controls if n else 0):
-                drawn = rng.choice(len(others), n, replace=False)
+            n_controls = controls if len(others) >= len(wanted) else 0
+            for i in range(n_controls):
+                drawn = rng.choice(len(others), len(wanted), replace=False)
                 sets[f"control {i}"] = {"units": [others[k] for k in drawn]}
             table = run_interventions(hooked, own, sets, task=chosen, allow_fit=allow_fit)
             check_choice("label", variable, table.columns)
             rows.append(
                 {"recording_id": recording_id, "value": value, "n_units": len(wanted)}
-                | {"n_known": len(known)}
+                | {"n_known": len(known), "n_controls": n_controls}
                 | _sides(table, table[variable] == value)
             )
     found = pd.DataFrame(rows)
     if found.empty:
         raise NeuroLensError("driving names units of none of the batches' recordings")
     by_recording = found.groupby("recording_id")["p"]
-    return found.assign(p_corrected=by_recording.transform(lambda p: holm(p.to_numpy())))
+    least = by_recording.transform("count") / (found["n_controls"] + 1)
+    status = np.where(least > ALPHA, TOO_FEW, "tested")
+    status = np.where(found["n_units"] > found["n_known"] - found["n_units"], TOO_SMALL, status)
+    corrected = by_recording.transform(lambda p: holm(p.to_numpy()))
+    return found.assign(p_corrected=corrected, status=status)
 
 
 def _sides(table: pd.DataFrame, mine: pd.Series) -> dict[str, float]:
@@ -126,7 +137,7 @@ def _sides(table: pd.DataFrame, mine: pd.Series) -> dict[str, float]:
         "on_target": float(on.iloc[0]),
         "off_target": float(off.iloc[0]),
         "specificity": float(specificity[0]),
-        "controls_on": float(on.iloc[1:].mean()),
+        "controls_on": float(on.iloc[1:].mean()) if len(on) > 1 else np.nan,
         "controls_specificity": float(specificity[1:].mean()) if len(specificity) > 1 else np.nan,
         "p": rank_p(specificity[0], specificity[1:]),
     }

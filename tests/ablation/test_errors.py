@@ -4,6 +4,7 @@ import pytest
 
 from neuro_lens.ablation import error_table
 from neuro_lens.ablation.outcomes import confusions
+from neuro_lens.base import NeuroLensError
 
 from .toy import one_fold
 
@@ -13,12 +14,12 @@ EIGHT = np.arange(8) * 45.0
 def made_up(answers):
     """A confusion table of eight directions: ``answers[turn]`` is how often each turn is said."""
     rows = [
-        (a, t, said, float(said == t), answers.get((said - t) % 360, 0.0))
+        (a, t, said / 45, said == t, float(said == t), answers.get((said - t) % 360, 0.0))
         for a in EIGHT
         for t in EIGHT
         for said in EIGHT
     ]
-    columns = ["ablated", "tested", "answered", "share_spliced", "share"]
+    columns = ["ablated", "tested", "answered_class", "correct", "share_spliced", "share"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -63,3 +64,25 @@ def test_counts_the_answers_of_a_study(hooked, dimensions, carriers):
         assert found.loc[(value, "opposite"), "share"] == pytest.approx((turn == 180).mean())
         near = np.isin(turn, [90, 270]).mean()
         assert found.loc[(value, "neighbour"), "share"] == pytest.approx(near)
+
+
+def test_values_of_several_classes_are_refused(hooked, dimensions):
+    """Orientation in a decoder of directions: class 0 is not orientation 0.0."""
+    fold = one_fold(hooked, dimensions, {0.0: [0, 2], 90.0: [1, 3]}, "orientation")
+    table = confusions(fold.effects["sae"].base, fold.ablated, fold.trials, 4)
+    right = table[table["correct"]].groupby("tested")["answered_class"].unique()
+    assert {v: c.tolist() for v, c in right.items()} == {0.0: [0, 2], 90.0: [1, 3]}
+    with pytest.raises(NeuroLensError, match="2 classes answer value"):
+        error_table(table, period=180)
+
+
+def test_a_class_that_no_trial_shows_is_no_value():
+    """Its index may equal a value, and is not taken for it."""
+    table = made_up({0: 0.5, 45: 0.5})
+    table = table[table["tested"].isin(EIGHT[:4]) & table["ablated"].isin(EIGHT[:4])]
+    table = table.assign(tested=table["tested"] / 45, ablated=table["ablated"] / 45)
+    table["answered_class"] = 7 - table["answered_class"]
+    found = error_table(table).set_index(["value", "place"])
+    assert found.loc[(3.0, "other"), "share"] == 0.5
+    assert found.loc[(2.0, "neighbour"), "share"] == 0.5
+    assert found.loc[(3.0, "neighbour"), "n_classes"] == 1

@@ -2,10 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from neuro_lens.ablation import ablate_units, driving_units
-from neuro_lens.base import NeuroLensError
-from neuro_lens.hooks import as_interventions, edit_units, hook_model
+from neuro_lens.base import Batch, NeuroLensError, Task
+from neuro_lens.hooks import Out, as_interventions, edit_units, hook_model
+
+from .toy import CLASSES
 
 MAGNITUDE = pd.DataFrame(
     {
@@ -54,6 +57,79 @@ def test_left_out_units_beside_random_others(small_decoder, grating_recordings, 
     assert found.loc[90.0, "off_target"] == pytest.approx(extra[~mine].mean(), abs=1e-6)
     assert found["n_units"].to_dict() == {0.0: 1, 90.0: 2}
     assert (found["n_known"] == 6).all()
-    assert (found["p"] >= 0.25).all()
+    assert (found["status"] == "too few controls").all()
     with pytest.raises(NeuroLensError, match="unit of the recording"):
         ablate_units(hooked, parts, driving.assign(unit="a/77"), "direction")
+
+
+class Units(nn.Module):
+    """Unit ``c`` of 30 tells class ``c`` of four; the others tell nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Identity()
+
+    def forward(self, input_values, input_unit_index, input_mask):
+        told = self.gain(input_values * input_mask)
+        return torch.stack([(told * (input_unit_index == c)).sum(1) for c in range(4)], 1) * 5
+
+
+@pytest.fixture
+def planted():
+    target = np.tile(np.arange(4), 6)
+    values = np.random.default_rng(0).random((24, 30))
+    values[:, :4] = np.eye(4)[target]
+    labels = pd.DataFrame(
+        {
+            "window": np.arange(24),
+            "position": pd.array([pd.NA] * 24, dtype="Int64"),
+            "recording_id": "a",
+            "trial": [f"a/{i}" for i in range(24)],
+            "block": np.repeat(np.arange(6), 4),
+            "split": "report",
+            "start": np.arange(24.0),
+            "direction": np.array(CLASSES)[target],
+        }
+    )
+    batch = Batch(
+        inputs={
+            "input_values": torch.as_tensor(values, dtype=torch.float32),
+            "input_unit_index": torch.arange(30).expand(24, -1),
+            "input_mask": torch.ones(24, 30, dtype=torch.bool),
+        },
+        targets={"grating": torch.as_tensor(target)},
+        labels=labels,
+        recording_id=["a"] * 24,
+        window_start=np.arange(24.0),
+    )
+    every = lambda inputs: torch.ones(24, 1, dtype=torch.bool)  # noqa: E731
+    task = Task("grating", "classification", 4, lambda output, inputs: output, every)
+    taps = [Out("hook_told", "gain", axis="input")]
+    hooked = hook_model(
+        Units().eval(), taps=taps, tasks={"grating": task}, masks={"input": "input_mask"}
+    )
+    return hooked, [batch]
+
+
+def drives(sets):
+    rows = [("a", value, unit, 1.0) for value, units in sets.items() for unit in units]
+    return pd.DataFrame(rows, columns=["recording_id", "value", "unit", "share"])
+
+
+def test_a_planted_unit_is_told_from_one_that_tells_nothing(planted):
+    driving = drives({0.0: [0], 90.0: [10]})
+    found = ablate_units(*planted, driving, "direction").set_index("value")
+    assert (found["n_controls"] == 199).all()
+    assert found.loc[0.0, "p_corrected"] == pytest.approx(2 / 200)
+    assert found.loc[90.0, "p"] > 0.5
+    assert (found["status"] == "tested").all()
+    few = ablate_units(*planted, driving, "direction", controls=19)
+    assert (few["status"] == "too few controls").all()
+
+
+def test_controls_are_never_smaller_than_the_driving_units(planted):
+    driving = drives({0.0: [0], 90.0: list(range(1, 20))})
+    found = ablate_units(*planted, driving, "direction", controls=19).set_index("value")
+    assert found["n_controls"].to_dict() == {0.0: 19, 90.0: 0}
+    assert found["status"].to_dict() == {0.0: "tested", 90.0: "too few other units"}
+    assert np.isnan(found.loc[90.0, ["p", "p_corrected", "controls_on"]].astype(float)).all()
