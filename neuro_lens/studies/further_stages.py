@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, read_json, read_table, write_table
-from .feature_stages import recorded_units
+from .feature_stages import left_out, recorded_units
 from .stages import ASKED, DURING, new_decoder, open_decoder
 
 HELD_OUT = ("select", "report")
@@ -50,13 +51,16 @@ def probes(
     stream = [hook for hook in hooked.hook_dict if hook.endswith(STREAM)]
     made = _Made(", ".join(of_saes))
     hooks = list(dict.fromkeys([*stream, *of_saes]))
-    units = list(recorded_units(held_out).values())
-    options: dict[str, Any] = {"saes": saes, "units": units, "seed": seed}
-    options |= {"control_tasks": 1, "n_folds": FOLDS}
+    options: dict[str, Any] = {"saes": saes, "seed": seed, "control_tasks": 1, "n_folds": FOLDS}
     options["k"] = [k for k in SPARSE_PROBES if all(k <= sae.cfg.d_sae for sae in saes)]
-    for name in variables:
-        table = made.call("all", "probe_map", probe_map, hooked, hooks, name, held_out, **options)
-        made.add("probe_map", table)
+    kinds = _kinds(held_out.labels, variables)
+    for rid, units in recorded_units(held_out).items():
+        own = held_out.where(lambda labels, rid=rid: labels["recording_id"] == rid)
+        for kind in kinds:
+            table = made.call(
+                rid, "probe_map", probe_map, hooked, hooks, kind, own, units=units, **options
+            )
+            made.add("probe_map", table)
     made.write(folder, seed)
 
 
@@ -115,8 +119,19 @@ def comparisons(
         made.add("noise", noise)
     for name in variables:
         made.add("generalisation", made.call("all", "generalisation", generalises, codes, name))
-        made.add("drift", made.call("all", "drift", drift, codes, name, seed=seed))
+    kinds = _kinds(codes.trials, variables)
+    for rid in dict.fromkeys(codes.trials["recording_id"]):
+        own = codes.where((codes.trials["recording_id"] == rid).to_numpy())
+        for kind in kinds:
+            made.add("drift", made.call(rid, "drift", drift, own, kind, seed=seed))
     made.write(folder, seed)
+
+
+def _kinds(trials: pd.DataFrame, variables: Sequence[str]) -> list[Any]:
+    """Return variables with their kinds over all recordings, whether slow left to each."""
+    from ..tuning import find_variable
+
+    return [replace(find_variable(trials, name), slow=None) for name in variables]
 
 
 class _Made:
@@ -138,8 +153,7 @@ class _Made:
         try:
             return function(*args, **options)
         except NeuroLensError as error:
-            row = {"table": table, "recording_id": recording_id, "hook": self.hook}
-            self.add("left_out", pd.DataFrame([row | {"why": str(error)}]))
+            self.add("left_out", left_out(table, recording_id, self.hook, error))
             return None
 
     def add(self, name: str, table: pd.DataFrame | None) -> None:

@@ -9,7 +9,9 @@ from neuro_lens.base import Cell, NeuroLensError, read_json, read_table
 from neuro_lens.recordings import simulate
 from neuro_lens.studies import run_study
 from neuro_lens.studies.further_stages import (
+    comparisons,
     driving_units,
+    probes,
     reproducibility,
     strongest_features,
     unseen,
@@ -150,13 +152,38 @@ def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results):
     shutil.rmtree(folder)
 
 
+def test_a_recording_that_cannot_be_measured_is_left_out_alone(results):
+    _, params = cell(results, "comparisons")
+    changed, folder = (results / "cells" / name for name in ("changed", "left-out"))
+    shutil.copytree(results / "cells" / params["recordings"], changed)
+    with h5py.File(changed / "sim01.h5", "r+") as file:
+        trials = file["drifting_gratings"]
+        held_out = trials["split"][...] != b"fit"
+        for name in ("temporal_frequency", "temporal_frequency_id"):
+            trials[name][...] = np.where(held_out, trials[name][0], trials[name][...])
+    folder.mkdir()
+    place = (folder, "changed", params["decoder"])
+    asked = (params["window"], ["temporal_frequency"], 0)
+    probes(*place, [params["dictionary"]], *asked)
+    missing = read_table(folder / "left_out.parquet")
+    comparisons(*place, params["dictionary"], params["tuning"], *asked)
+    missing = pd.concat([missing, read_table(folder / "left_out.parquet")])
+    for name in ("probe_map", "drift"):
+        assert set(read_table(folder / f"{name}.parquet")["recording_id"]) == {"sim00"}
+        (row,) = missing[missing["table"] == name].to_dict("records")
+        assert row["recording_id"] == "sim01"
+        assert "variable 'temporal_frequency' is" in row["why"]
+    shutil.rmtree(changed)
+    shutil.rmtree(folder)
+
+
 def test_an_animal_with_a_recording_in_the_core_is_not_unseen(tmp_path):
     simulate(tmp_path, n_animals=2, n_units=8, n_repeats=8)
     plan = [("unseen", Cell("stages:unseen", {"held_out": ["sim01"]}))]
     check_inputs(tmp_path, plan)
     with h5py.File(tmp_path / "sim01.h5", "r+") as file:
         file["subject"].attrs["id"] = "sim00"
-    with pytest.raises(NeuroLensError, match="whose animal 'sim00' also has"):
+    with pytest.raises(NeuroLensError, match="'sim01', whose animal 'sim00' also"):
         check_inputs(tmp_path, plan)
 
 
