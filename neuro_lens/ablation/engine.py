@@ -19,6 +19,7 @@ from .memo import Memo
 CACHE_BYTES = 64 * 2**20
 """What the interventions of one chunk may write on a CPU: beyond it, memory sets the pace."""
 MAX_CHUNK = 256
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class Edits(Protocol):
@@ -128,7 +129,7 @@ class Prefix:
         """Return the predictions for many edits, shape ``(n, n_rows, dim)``.
 
         One ``torch.vmap`` over the edits; where the decoder has an operation that it cannot
-        batch, one after another, with a warning the first time.
+        batch, or that does not fit the memory, one after another, with a warning the first time.
         """
         later_n = later_n or [{}] * len(edited_n)
         if len(edited_n) == 1 or not self.batched:
@@ -149,15 +150,17 @@ class Prefix:
         except NeuroLensError:
             raise
         except Exception as error:
-            predictions = self._one_by_one(edited_n, later_n)
-            self.batched = False
             reason = str(error).strip().split("\n")[0]
-            warnings.warn(
-                f"interventions at {self.hook!r} run one after another, since torch.vmap cannot "
-                f"batch this decoder ({reason})",
-                stacklevel=2,
-            )
-            return predictions
+        # out of the handler, which keeps the failed run's tensors alive
+        predictions = self._one_by_one(edited_n, later_n)
+        self.batched = False
+        why = f"torch.vmap cannot batch this decoder ({reason})"
+        if any(words in reason.lower() for words in OUT_OF_MEMORY):
+            why = f"{len(edited_n)} at once do not fit the memory"
+        warnings.warn(
+            f"interventions at {self.hook!r} run one after another, since {why}", stacklevel=2
+        )
+        return predictions
 
     def _count(self) -> None:
         """Find out what a continuation writes, outside of any vmap."""

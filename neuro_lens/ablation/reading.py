@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
 from ..tuning import TrialCodes, probe
+from ..tuning.variables import find_variable
 from .controls import match_alive
 from .engine import Prefix
-from .intervals import block_weights, bootstrap_interval, rank_p
+from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .spliced import SplicedTrials
 from .study import check_groups, check_sae, find_classification, find_groups_variable
-from .tables import N_BOOTSTRAP
+from .tables import FAIR, N_BOOTSTRAP
 from .trials import Trials, gather_trials, split_recordings
 
 NOTHING, EVERYTHING = "nothing", "all values"
@@ -53,7 +54,8 @@ def probe_after(
     read_at : str, optional
         Hook point that is read, at or after the one where features are removed; by default there.
     controls : int
-        Random sets that remove as much from the same trials, each read by a probe of its own.
+        Random sets that remove as much from the same trials, each read by a probe of its own: no
+        p is below ``1 / (controls + 1)``.
     n_folds : int
         Of the cross-validation over repeat blocks.
     seed, variable, hook, task, use_error_term, allow_fit, allow_other_decoder
@@ -64,8 +66,10 @@ def probe_after(
     DataFrame
         A row per recording and ``removed`` (a value, "all values", or "nothing"): ``n_features``,
         ``accuracy``, ``chance`` and ``log_loss`` (nats, held out) of the probe, ``extra_nats``
-        (more than with nothing removed), ``controls_nats`` (the mean of that over the matched
-        sets) and ``p`` (rank among them).
+        (more than with nothing removed), ``controls_nats`` (the mean of that over the
+        ``n_controls`` matched sets), ``off_by`` (relative difference of the median set), ``p``
+        (rank among them, NaN where the median set is off by more than a fifth) and
+        ``p_corrected`` (Holm, over the values; NaN for all of them at once).
     """
     scenes = _scenes(
         hooked, sae, batches, groups, (hook, read_at, variable, task), use_error_term, allow_fit,
@@ -87,10 +91,19 @@ def probe_after(
                 mine = scene.mine(removed)
                 matched = match_alive(*scene.spliced.amounts(mine), features, controls, rng)
                 theirs = np.array([scene.probe(s, n_folds)["log_loss"] for s in matched.sets])
-                row["controls_nats"] = float(theirs.mean() - base["log_loss"])
-                row["p"] = rank_p(found["log_loss"], theirs)
+                off_by = float(np.median(matched.error))
+                row |= {
+                    "controls_nats": float(theirs.mean() - base["log_loss"]),
+                    "n_controls": len(theirs),
+                    "off_by": off_by,
+                    "p": rank_p(found["log_loss"], theirs) if off_by <= FAIR else np.nan,
+                }
             rows.append(row)
-        tables.append(pd.DataFrame(rows).assign(**scene.origin))
+        table = pd.DataFrame(rows).assign(**scene.origin)
+        if "p" in table:
+            one = ~table["removed"].isin([NOTHING, EVERYTHING])
+            table["p_corrected"] = holm(table["p"].where(one).to_numpy())
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -134,15 +147,16 @@ def double_dissociation(
     -------
     DataFrame
         A row per recording, variable ``removed`` and variable ``read``: ``n_features``,
-        ``n_trials``, ``extra_nats`` (of the probe on held-out trials) with ``low`` and ``high``
-        (95 %, bootstrap over repeat blocks, this recording only); where both are the same also
+        ``n_trials`` (that have the variable), ``extra_nats`` (of the probe on held-out ones) with
+        ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this recording only); where both
+        are the same also
         ``beyond`` with ``beyond_low`` and ``beyond_high`` (by how much more than the other
         variable's features cost) and ``dissociated``: whether that is above zero for both.
 
     Raises
     ------
     NeuroLensError
-        As `neuro_lens.ablation.ablation_study`, and unless there are two variables.
+        As `neuro_lens.ablation.ablation_study`, and unless there are two variables of classes.
     """
     if len(groups) != 2:
         raise NeuroLensError(
@@ -180,12 +194,11 @@ def _dissociation(
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     weight = block_weights(blocks, N_BOOTSTRAP, rng)
-    n_blocks = [len(pd.unique(blocks))]
 
     def interval(x: np.ndarray) -> tuple[float, float]:
         use = np.isfinite(x)
         total = np.maximum(weight[:, use].sum(1), 1)
-        return bootstrap_interval(weight[:, use] @ x[use] / total, n_blocks)
+        return bootstrap_interval(weight[:, use] @ x[use] / total, [len(pd.unique(blocks[use]))])
 
     rows: list[dict[str, Any]] = []
     for (removed, read), x in extra.items():
@@ -284,7 +297,14 @@ class _Reading:
         labels = pd.concat([b.labels for b in batches], ignore_index=True)
         for name in names:
             check_choice("label", name, labels.columns)
-        own = labels.drop_duplicates("trial").set_index("trial").loc[self.trials.table["trial"]]
+        own = labels.set_index("trial", drop=False)
+        own = own[~own.index.duplicated()].loc[self.trials.table["trial"]].reset_index(drop=True)
+        for name in names:
+            if find_variable(own, name).kind == "continuous":
+                raise NeuroLensError(
+                    f"{name!r} is continuous, and a double dissociation reads classes; give two "
+                    f"variables of few values, or put {name!r} into bins"
+                )
         return {name: own[name].to_numpy() for name in names}
 
 
@@ -315,20 +335,25 @@ def _scenes(
 def _read_anew(
     clean: np.ndarray, gone: np.ndarray, labels: np.ndarray, blocks: np.ndarray, n_folds: int
 ) -> np.ndarray:
-    """Return the extra log-loss of each trial read without features by a probe fitted with them."""
+    """Return the extra log-loss of each trial read without features by a probe fitted with them.
+
+    NaN for trials without a label, which are in no fit.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    names, value = np.unique(labels, return_inverse=True)
-    code = pd.factorize(blocks)[0]
-    n_blocks = code.max() + 1
+    extra = np.full(len(labels), np.nan)
+    shown = np.flatnonzero(pd.notna(labels))
+    clean, gone = clean[shown], gone[shown]
+    value, names = pd.factorize(labels[shown], sort=True)
+    code, block_names = pd.factorize(blocks[shown])
+    n_blocks = len(block_names)
     if n_blocks < 2 or len(names) < 2:
         raise NeuroLensError(
             f"there are {n_blocks} repeat blocks and {len(names)} values; a probe is fitted on "
             "some blocks and tried on others, so give at least 2 of each"
         )
-    extra = np.full(len(value), np.nan)
     for fold in range(min(n_folds, n_blocks)):
         held = code % min(n_folds, n_blocks) == fold
         reader = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
@@ -338,5 +363,5 @@ def _read_anew(
         rows = np.arange(known.sum())
         p = [reader.predict_proba(x[known])[rows, column] for x in (clean, gone)]
         before, after = (np.log(np.maximum(q, LEAST_P)) for q in p)
-        extra[known] = before - after
+        extra[shown[known]] = before - after
     return extra

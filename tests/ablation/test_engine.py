@@ -289,3 +289,29 @@ def test_what_a_decoder_computes_beside_its_modules_is_given_again():
             toy.hooks(fwd_hooks=[("hook_resid_post", lambda x, hook, e=edited: e)]),
         ):
             assert (toy.decode(batch) - prediction).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("CUDA out of memory. Tried to allocate", "2 at once do not fit the memory"),
+        ("an operation without a rule", "torch.vmap cannot batch this decoder"),
+    ],
+)
+def test_what_fails_together_runs_one_after_another_and_says_why(reason, said):
+    class Fails(ToyDecoder):
+        def forward(self, x, mask=None):
+            latents = self.norm(self.embed(x))
+            latents = latents + self.branch(latents)
+            if torch._C._functorch.is_batchedtensor(latents):
+                raise RuntimeError(reason)
+            return self.readout(self.squash(latents).mean(1))
+
+    prefix = Prefix(hook(Fails()), "hook_embed", make_batch("report"), TASK)
+    edited = torch.stack([prefix.x, prefix.x * 2])
+    with pytest.warns(UserWarning, match=said) as caught:
+        found = prefix.continue_all(edited)
+    assert len(caught) == 1
+    assert ("vmap" in str(caught[0].message)) == ("vmap" in said)
+    with torch.no_grad():
+        assert torch.equal(found, torch.stack([prefix.continue_from(e) for e in edited]))

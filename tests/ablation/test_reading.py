@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from neuro_lens.ablation import double_dissociation, probe_after
+from neuro_lens.ablation.intervals import holm
 from neuro_lens.base import NeuroLensError
 from neuro_lens.tuning import TrialCodes, probe
 
@@ -19,6 +20,24 @@ def test_what_is_removed_can_no_longer_be_read(hooked, dimensions, carriers):
     assert rows.loc["all values", "extra_nats"] > 0.5
     assert rows.loc["nothing", "extra_nats"] == 0
     assert (rows["extra_nats"][list(CLASSES)] > rows["controls_nats"][list(CLASSES)]).all()
+    own = rows.loc[list(CLASSES)]
+    assert (own["off_by"] <= 0.2).all()
+    assert (own["n_controls"] == 3).all()
+    assert (own["p"] >= 0.25).all()
+    assert own["p_corrected"].to_numpy() == pytest.approx(holm(own["p"].to_numpy()))
+    assert np.isnan(rows.loc["all values", "p_corrected"])
+
+
+def test_sets_that_do_not_match_give_no_p(hooked, dimensions):
+    """What carries all classes is more than the rest together removes."""
+    batch = make_batch("report", n_blocks=8)
+    batch.inputs["x"][..., 4:] *= 0.01
+    groups = {0.0: [0, 1, 2, 3]}
+    found = probe_after(hooked, dimensions, [batch], groups, hook=HOOK, controls=2)
+    row = found.set_index("removed").loc[0.0]
+    assert row["off_by"] > 0.2
+    assert np.isnan(row["p"])
+    assert np.isnan(row["p_corrected"])
 
 
 def test_equals_a_probe_of_the_means_by_hand(hooked, dimensions, carriers):
@@ -85,6 +104,25 @@ def test_one_set_that_damages_more_is_no_double_dissociation(hooked, dimensions,
     found = double_dissociation(hooked, dimensions, [batch], groups, hook=HOOK)
     own = found[found["removed"] == found["read"]]
     assert not own["dissociated"].any()
+
+
+def test_trials_without_a_label_are_left_out(hooked, dimensions, carriers, frequencies):
+    """As if they were not there, for that variable alone."""
+    batch = with_frequency("report", 3)
+    batch.labels.loc[[0, 4, 9, 13], "temporal_frequency"] = np.nan
+    groups = {"direction": carriers, "temporal_frequency": frequencies}
+    found = double_dissociation(hooked, dimensions, [batch], groups, hook=HOOK)
+    n_trials = found.groupby("read")["n_trials"].first()
+    assert n_trials.to_dict() == {"direction": 32, "temporal_frequency": 28}
+    assert found.loc[found["removed"] == found["read"], "dissociated"].all()
+
+
+def test_a_continuous_variable_is_refused(hooked, dimensions, carriers):
+    batch = make_batch("report", n_blocks=8)
+    batch.labels["running"] = np.random.default_rng(0).random(len(batch))
+    groups = {"direction": carriers, "running": {0.5: [5]}}
+    with pytest.raises(NeuroLensError, match="'running' is continuous"):
+        double_dissociation(hooked, dimensions, [batch], groups, hook=HOOK)
 
 
 @pytest.mark.parametrize(
