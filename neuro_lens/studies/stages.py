@@ -18,6 +18,7 @@ TRIALS = "drifting_gratings"
 ASKED = "trials.json"
 DURING = "stimulus"
 BEFORE = "pre-stimulus"
+NO_ANIMALS = ("recording_id", "trial", "split", "start", "end", "block", "subject_id")
 
 
 def recordings(
@@ -96,7 +97,7 @@ def decoder(
 
 
 def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
-    """Raise for recordings and hooks that the cells name and that do not exist.
+    """Raise for recordings, hooks and variables of animals that cells name and that do not exist.
 
     Parameters
     ----------
@@ -117,6 +118,8 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
             hooks[cell.name] = list(hook_model(untrained).hook_dict)
         elif stage == "dictionary":
             check_choice("hook", params["hook"], hooks[params["decoder"]])
+        elif stage == "tuning":
+            _check_between(dataset, trials_of(folder), params["between"])
         elif stage == "ablation":
             named = [] if params["studied"] == "best" else list(params["studied"])
             for name in [*named, *filter(None, [params["negative"]])]:
@@ -148,6 +151,19 @@ def _check_unseen(dataset: Any, held_out: Sequence[str]) -> None:
                 f"recording {core[subjects[rid]]!r}, on which the decoder would be trained; name "
                 "all recordings of an animal or none"
             )
+
+
+def _check_between(dataset: Any, trials: str, between: Sequence[str]) -> None:
+    """Refuse a variable of the animals that no recording has, unless it is there by default."""
+    from ..recordings.windows import trial_table
+    from .schema import Tuning
+
+    if list(between) == Tuning().between:
+        return
+    tables = (trial_table(dataset.get_recording(r), r, trials) for r in dataset.recording_ids)
+    known = {column: None for table in tables for column in table if column not in NO_ANIMALS}
+    for name in between:
+        check_choice("variable in tuning.between", name, known)
 
 
 def new_decoder(
