@@ -268,7 +268,7 @@ def _counts_grid(tuning: pd.DataFrame) -> Grid:
     variables = list(tuning["variable"].unique())
     rows = []
     for place, group in tuning.groupby(["hook", "recording_id"], sort=False):
-        first = group[group["variable"] == variables[0]]
+        first = group[group["variable"] == group["variable"].iloc[0]]
         seeds = first["seed"].nunique() if "seed" in first else 1
         tested = (first["status"] == "tested").sum() / seeds
         sparse = (first["status"] == "too sparse to tune").sum() / seeds

@@ -1,0 +1,11 @@
+from neuro_lens.report.features import _counts_grid
+
+
+def test_a_recording_without_the_first_variable_is_counted_by_the_next(tables):
+    table = tables["tuning"]
+    first = table["variable"].iloc[0]
+    lacking = (table["recording_id"] == "mrcuts25") & (table["variable"] == first)
+    whole, less = (_counts_grid(t).rows for t in (table, table[~lacking]))
+    for before, now in zip(whole, less, strict=True):
+        assert now[2:4] == before[2:4]
+        assert now[4:6] == (["–", "–"] if now[1] == "mrcuts25" else before[4:6])
