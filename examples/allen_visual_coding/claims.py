@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 HOOK = "blocks."
+TRAINED = (
+    "The decoder's core was trained on these animals too: this does not say that their {} is told "
+    "in unseen ones."
+)
 
 
 def claims_table(folder: Path) -> pd.DataFrame:
@@ -19,10 +24,17 @@ def claims_table(folder: Path) -> pd.DataFrame:
     """
     claims = {
         "The decoder decodes held-out trials": _decoding,
+        "The decoder decodes all published tasks": _all_tasks,
         "The SAE keeps decoding performance": _kept,
         "Features respond selectively to orientation": _tuned,
-        "Features respond selectively to the Cre line": _between,
+        "Features respond selectively to the Cre line": partial(_between, "cre_line"),
+        "Features respond selectively to the area": partial(_between, "area"),
+        "Features respond selectively to the depth": partial(_between, "depth"),
+        "Features respond selectively to the session type": partial(_between, "session_type"),
+        "Features go with running": partial(_covariate, "running"),
+        "Features go with the pupil": partial(_covariate, "pupil"),
         "Ablating a variable's features impairs that variable": _ablated,
+        "Ablating the Cre line's features impairs it": _line_ablated,
     }
     return pd.DataFrame(
         [{"claim": claim, "measured": _said(measure, folder)} for claim, measure in claims.items()]
@@ -83,20 +95,45 @@ def _tuned(folder: Path) -> str:
     return "; ".join(parts)
 
 
-def _between(folder: Path) -> str:
+def _between(variable: str, folder: Path) -> str:
     rows = _upstream(_read(folder, "between_summary"))
-    return " ".join(
+    rows = rows[(rows["control"] == "none") & (rows["variable"] == variable)]
+    if rows.empty:
+        return f"not measured: tuning.between of the study lacks {variable}"
+    said = [
         f"{row.words} The smallest p that these animals could give is {row.p_floor:.2g}."
-        for row in rows[rows["control"] == "none"].itertuples()
-    )
+        for row in rows.itertuples()
+    ]
+    return " ".join([*said, TRAINED.format(variable)])
+
+
+def _covariate(name: str, folder: Path) -> str:
+    rows = _upstream(_read(folder, "covariates"))
+    rows = rows[rows["covariate"].str.startswith(name) & (rows["status"] == "tested")]
+    if rows.empty:
+        return f"not measured: no test of {name}"
+    n = int(rows["significant"].sum())
+    return f"{n} of {len(rows)} tests of features at q < .05, given the stimulus or not"
+
+
+def _all_tasks(folder: Path) -> str:
+    decoded = ", ".join(sorted(_read(folder, "decoding")["variable"].unique()))
+    return f"not measured: {decoded} of gratings alone; multitask_table scores all tasks"
+
+
+def _line_ablated(folder: Path) -> str:
+    return "not measured: the decoder decodes no Cre line, so its features' removal impairs none"
 
 
 def _ablated(folder: Path) -> str:
     rows = _upstream(_read(folder, "ablation_summary"))
     sae = rows.iloc[0]
+    mine = ["hook", "recording_id", "seed"]
+    rows = rows[(rows[mine] == sae[mine]).all(axis=1)]
     beaten = rows.loc[rows["beaten"].eq(True), "dictionary"].astype(str).tolist()
     return (
-        f"{sae['dictionary']}: extra log-loss {sae['on_target']:.2f} nats on target trials, "
+        f"recording {sae['recording_id']}, seed {sae['seed']}, {sae['dictionary']}: extra log-loss "
+        f"{sae['on_target']:.2f} nats on target trials, "
         f"{sae['off_target']:.2f} on others (specificity {sae['specificity']:.2f}, "
         f"{sae['low']:.2f} to {sae['high']:.2f}); beats {', '.join(beaten) or 'no control'}"
     )

@@ -4,8 +4,8 @@
 
 Without --raw, twelve sessions are made up: four animals of each of three Cre lines, about twenty
 tuned cells each, whose calcium decays at another rate in each line. --same-decay makes the lines
-alike, so that what is found between them is false. --quick is a shorter training with fewer
-controls, to see that everything runs.
+alike, so that what is found between them is false; it has folders of its own under --out. --quick
+is a shorter training with fewer controls, to see that everything runs.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def make_sessions(raw: Path, same_decay: bool) -> None:
     sys.modules["made_up_nwb"] = made_up = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made_up)
     raw.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
     for number in range(12):
         line = list(LINES)[number % 3]
         path = raw / f"{700000000 + number}.nwb"
         if path.exists():
             continue
+        rng = np.random.default_rng([1, number])  # a session is the same, whichever are there
+        part = path.with_suffix(".part")
         made_up.write_nwb(
-            path,
+            part,
             700000000 + number,
             genotype=f"{line}/wt;Camk2a-tTA/wt;Ai93(TITL-GCaMP6f)/Ai93(TITL-GCaMP6f)",
             donor=300000 + number,
@@ -61,6 +62,7 @@ def make_sessions(raw: Path, same_decay: bool) -> None:
             trials=28,
             movie=20,
         )
+        part.replace(path)
 
 
 def study_of(quick: bool, prepared: Path) -> dict:
@@ -81,13 +83,16 @@ def main() -> None:
     parser.add_argument("--same-decay", action="store_true")
     given = parser.parse_args()
     start = time.time()
-    raw = given.raw
+    raw, setting = given.raw, "-same-decay" if given.same_decay else ""
     if raw is None:
-        raw = given.out / "raw"
+        raw = given.out / f"raw{setting}"
         make_sessions(raw, given.same_decay)
-    prepare_allen(raw, given.out / "prepared", split="blocks")
+    elif given.same_decay:
+        parser.error("--same-decay is of made-up sessions; leave out --raw or --same-decay")
+    sessions = given.out / f"prepared{setting}"
+    prepare_allen(raw, sessions, split="blocks")
     prepared = time.time()
-    report = run_study(study_of(given.quick, given.out / "prepared"), given.out / "study")
+    report = run_study(study_of(given.quick, sessions), given.out / f"study{setting}")
     for row in claims_table(report.parent).itertuples():
         print(f"{row.claim}: {row.measured}\n")
     print(f"prepared in {prepared - start:.0f} s, studied in {time.time() - prepared:.0f} s")

@@ -1,12 +1,15 @@
 """The study files of examples/allen_visual_coding and their published sizes."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from neuro_lens.decoders.published import SHAPES
+from neuro_lens.recordings.brain_observatory import read_nwb, session_facts
 from neuro_lens.studies import load_study
 
 FOLDER = Path(__file__).parents[2] / "examples" / "allen_visual_coding"
@@ -30,10 +33,65 @@ def test_the_published_configurations_have_the_published_sizes(name, shape):
     assert {name: fields[name] for name in published} == published
 
 
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_made_up_sessions_are_the_same_whichever_were_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    run = module("run")
+    monkeypatch.delitem(sys.modules, "claims")
+    run.make_sessions(tmp_path, same_decay=False)
+    path = tmp_path / "700000005.nwb"
+    before = session_facts(path), read_nwb(path).calcium_traces.df_over_f
+    path.unlink()
+    run.make_sessions(tmp_path, same_decay=False)
+    assert session_facts(path) == before[0]
+    np.testing.assert_array_equal(read_nwb(path).calcium_traces.df_over_f, before[1])
+    assert {p.suffix for p in tmp_path.iterdir()} == {".nwb"}
+
+
+def test_the_ablation_row_is_of_one_seed_and_recording(tmp_path):
+    row = {"hook": "blocks.0.x", "recording_id": "7", "on_target": 0.5, "off_target": 0.1,
+           "specificity": 0.4, "low": 0.2, "high": 0.6}  # fmt: skip
+    rows = [
+        {**row, "dictionary": "SAE", "seed": 0, "beaten": None},
+        {**row, "dictionary": "random", "seed": 0, "beaten": False},
+        {**row, "dictionary": "SAE", "seed": 1, "beaten": None},
+        {**row, "dictionary": "random", "seed": 1, "beaten": True},
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "ablation_summary.parquet")
+    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
+    said = table["Ablating a variable's features impairs that variable"]
+    assert "recording 7, seed 0" in said
+    assert "beats no control" in said
+
+
+def test_what_a_study_does_not_measure_is_said(tmp_path):
+    hook = {"hook": "blocks.0.x"}
+    pd.DataFrame(
+        [{**hook, "variable": "cre_line", "control": "none", "words": "A.", "p_floor": 0.1}]
+    ).to_parquet(tmp_path / "between_summary.parquet")
+    pd.DataFrame([{**hook, "covariate": "running", "status": "tested", "significant": True}]
+    ).to_parquet(tmp_path / "covariates.parquet")  # fmt: skip
+    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
+    assert "trained on" in table["Features respond selectively to the Cre line"]
+    assert table["Features go with running"].startswith("1 of 1")
+    for claim in (
+        "go with the pupil",
+        "respond selectively to the area",
+        "respond selectively to the depth",
+        "respond selectively to the session type",
+    ):
+        assert table[f"Features {claim}"].startswith("not measured")
+    assert table["Ablating the Cre line's features impairs it"].startswith("not measured")
+
+
 def test_a_claim_without_its_table_is_said_to_be_not_measured(tmp_path):
-    spec = importlib.util.spec_from_file_location("claims", FOLDER / "claims.py")
-    claims = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(claims)
+    claims = module("claims")
     rows = [
         {"window": "stimulus", "variable": "direction", "decoder": decoder, "accuracy": accuracy,
          "chance": 0.125, "chance_high": 0.3}
