@@ -168,7 +168,7 @@ def double_dissociation(
     sets = [sorted({f for group in g.values() for f in group}) for g in groups.values()]
     if any(not s for s in sets):
         raise NeuroLensError("the groups of a variable are empty; give at least one feature")
-    given = (hook, read_at, names[0], task)
+    given = (hook, read_at, "trial", task)  # which all have; labels may be missing
     tables = []
     for scene in _scenes(
         hooked, sae, parts, groups[names[0]], given, use_error_term, allow_fit, allow_other_decoder

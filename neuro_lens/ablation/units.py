@@ -123,7 +123,7 @@ def ablate_units(
         raise NeuroLensError("driving names units of none of the batches' recordings")
     by_recording = found.groupby("recording_id")["p"]
     least = by_recording.transform("count") / (found["n_controls"] + 1)
-    status = np.where(least > ALPHA, TOO_FEW, "tested")
+    status = np.where((least > ALPHA) | found["p"].isna(), TOO_FEW, "tested")
     status = np.where(found["n_units"] > found["n_known"] - found["n_units"], TOO_SMALL, status)
     corrected = by_recording.transform(lambda p: holm(p.to_numpy()))
     return found.assign(p_corrected=corrected, status=status)

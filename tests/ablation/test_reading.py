@@ -106,11 +106,13 @@ def test_one_set_that_damages_more_is_no_double_dissociation(hooked, dimensions,
     assert not own["dissociated"].any()
 
 
-def test_trials_without_a_label_are_left_out(hooked, dimensions, carriers, frequencies):
-    """As if they were not there, for that variable alone."""
+@pytest.mark.parametrize("first", ["direction", "temporal_frequency"])
+def test_trials_without_a_label_are_left_out(hooked, dimensions, carriers, frequencies, first):
+    """Of that variable alone."""
     batch = with_frequency("report", 3)
     batch.labels.loc[[0, 4, 9, 13], "temporal_frequency"] = np.nan
     groups = {"direction": carriers, "temporal_frequency": frequencies}
+    groups = {first: groups.pop(first), **groups}
     found = double_dissociation(hooked, dimensions, [batch], groups, hook=HOOK)
     n_trials = found.groupby("read")["n_trials"].first()
     assert n_trials.to_dict() == {"direction": 32, "temporal_frequency": 28}

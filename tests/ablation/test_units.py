@@ -123,8 +123,9 @@ def test_a_planted_unit_is_told_from_one_that_tells_nothing(planted):
     assert found.loc[0.0, "p_corrected"] == pytest.approx(2 / 200)
     assert found.loc[90.0, "p"] > 0.5
     assert (found["status"] == "tested").all()
-    few = ablate_units(*planted, driving, "direction", controls=19)
-    assert (few["status"] == "too few controls").all()
+    for controls in (0, 19):
+        few = ablate_units(*planted, driving, "direction", controls=controls)
+        assert (few["status"] == "too few controls").all()
 
 
 def test_controls_are_never_smaller_than_the_driving_units(planted):
