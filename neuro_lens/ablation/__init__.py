@@ -9,6 +9,7 @@ from .interventions import run_interventions
 from .over_time import interventions_over_time
 from .reading import double_dissociation, probe_after
 from .search import greedy_features, minimal_sets, rank_features
+from .sequences import sequence_folds, sequence_specificity
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .sufficiency import sufficiency
 from .units import ablate_units, driving_units
@@ -33,6 +34,8 @@ __all__ = [
     "rank_features",
     "run_edits",
     "run_interventions",
+    "sequence_folds",
+    "sequence_specificity",
     "sufficiency",
     "untrained_decoder",
     "verdict",
