@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -230,7 +230,7 @@ class CalciumPOYOPlus(nn.Module):
                 getattr(other, name).initialize_vocab(words)
         return other.train(self.training).to(next(self.parameters()).device)
 
-    def tokenize(self, data: Any) -> dict[str, Any]:
+    def tokenize(self, data: Any, tasks: Collection[str] | None = None) -> dict[str, Any]:
         """Turn one window of a recording into the decoder's inputs and targets.
 
         Parameters
@@ -238,6 +238,8 @@ class CalciumPOYOPlus(nn.Module):
         data : torch_brain Data
             With ``calcium_traces.df_over_f`` ``(n_samples, n_units)``, ``rois.id`` and
             ``session.id``; every readout whose field it holds is asked for.
+        tasks : collection of str, optional
+            Ask for no other readouts than these.
 
         Returns
         -------
@@ -259,7 +261,7 @@ class CalciumPOYOPlus(nn.Module):
         unit_index = np.asarray(token_indices(self.unit_emb, np.asarray(data.rois.id).astype(str)))
         n_times, n_units = values_tu.shape
         tokens = np.tile(unit_index, n_times)
-        times, tasks, targets = self._queries(data)
+        times, asked, targets = self._queries(data, self.readout_specs if tasks is None else tasks)
         grid = np.arange(0, self.sequence_length - 1e-9, self.latent_step) + self.latent_step / 2
         latents = np.arange(self.num_latents_per_step)
         (session,) = token_indices(self.session_emb, [str(data.session.id)])
@@ -273,16 +275,19 @@ class CalciumPOYOPlus(nn.Module):
                 "latent_timestamps": np.repeat(grid, len(latents)).astype(np.float32),
                 "output_session_index": pad(np.full(len(times), session)),
                 "output_timestamps": pad(times.astype(np.float32)),
-                "output_decoder_index": pad(tasks),
+                "output_decoder_index": pad(asked),
             },
             "target_values": chain(targets, allow_missing_keys=True),
         }
 
-    def _queries(self, data: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def _queries(
+        self, data: Any, wanted: Collection[str]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         times, tasks, targets = [], [], {}
         for name, spec in self.readout_specs.items():
             if not (
-                data.has_nested_attribute(spec.value_key)
+                name in wanted
+                and data.has_nested_attribute(spec.value_key)
                 and data.has_nested_attribute(spec.timestamp_key)
             ):
                 continue
