@@ -85,9 +85,18 @@ def poyo_taps(decoder: Any) -> list[Any]:
 def poyo_tasks(decoder: Any) -> dict[str, Task]:
     """Return the decoder's tasks: ``output`` (POYO, regression), or one a readout (POYO+).
 
-    A readout whose targets are several labels at once is left out; name such a task yourself.
+    A POYO with ``readout_specs`` gives a dict of tasks, each answered by every query. A readout
+    whose targets are several labels at once is left out; name such a task yourself.
     """
     if not is_multitask(decoder):
+        if specs := getattr(decoder, "readout_specs", None):
+            return {
+                name: Task(
+                    name, spec.kind, spec.dim, partial(_task_prediction, name, spec.dim),
+                    _output_mask,
+                )
+                for name, spec in specs.items()
+            }  # fmt: skip
         dim = decoder.readout.out_features
         return {"output": Task("output", "regression", dim, _prediction, _output_mask)}
     tasks = {}
@@ -223,7 +232,7 @@ def _task_prediction(name: str, dim: int, output: Any, inputs: Mapping[str, Tens
         output = {name: torch.cat(found)} if found else {}
     if name in output:
         return output[name]
-    return torch.zeros(0, dim, device=inputs["output_decoder_index"].device)
+    return torch.zeros(0, dim, device=inputs["output_timestamps"].device)
 
 
 register_decoder(

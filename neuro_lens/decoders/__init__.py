@@ -1,5 +1,7 @@
 """Reference decoders and their training loop."""
 
+from typing import TYPE_CHECKING, Any
+
 from .adapting import add_recordings
 from .altered import CONTROLS, altered_batches
 from .calcium_poyo_plus import CalciumPOYOPlus
@@ -13,7 +15,7 @@ from .decoding import (
     trial_means,
     variable_of_task,
 )
-from .files import load_checkpoint, load_decoder, save_decoder
+from .files import decoder_class, load_checkpoint, load_decoder, save_decoder
 from .linear import linear_decoding
 from .multitask import multitask_readouts, multitask_summary, multitask_table
 from .published import load_published, published_decoder
@@ -21,12 +23,16 @@ from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
 from .streaming import stream_windows
 from .training import train_decoder
 
+if TYPE_CHECKING:
+    from .spike_poyo import SpikePOYO
+
 __all__ = [
     "CONTROLS",
     "PUBLISHED_READOUTS",
     "CalciumPOYOPlus",
     "MultitaskReadout",
     "Readout",
+    "SpikePOYO",
     "add_recordings",
     "altered_batches",
     "chance_interval",
@@ -49,3 +55,10 @@ __all__ = [
     "trial_means",
     "variable_of_task",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch_brain's POYO, which not everybody has, where it is asked for."""
+    if name == "SpikePOYO":
+        return decoder_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

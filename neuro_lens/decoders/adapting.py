@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from .training import train_decoder
 
 
 def add_recordings(
-    decoder: nn.Module, dataset: Any, fit: Any = None, *, seed: int = 0, **training: Any
+    decoder: Any, dataset: Any, fit: Any = None, *, seed: int = 0, **training: Any
 ) -> pd.DataFrame:
     """Give a trained decoder embeddings of new units and recordings, in place.
 
@@ -25,7 +24,7 @@ def add_recordings(
 
     Parameters
     ----------
-    decoder : CalciumPOYOPlus
+    decoder : CalciumPOYOPlus or SpikePOYO
         Trained, with vocabularies.
     dataset : torch_brain Dataset
         The new recordings; units or recordings that the decoder knows already are refused.
@@ -48,9 +47,9 @@ def add_recordings(
         When a unit or recording is not new.
     """
     recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
-    units = np.concatenate([np.asarray(r.rois.id).astype(str) for r in recordings])
+    units = [unit for recording in recordings for unit in decoder.unit_ids(recording)]
     words = {
-        "unit_emb": np.sort(units).tolist(),
+        "unit_emb": sorted(units),
         "session_emb": [str(r.session.id) for r in recordings],
     }
     for name, new in words.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,11 @@ NULL = "null inputs"
 SWAPPED = "swapped session embedding"
 PERMUTED = "permuted unit embeddings"
 CONTROLS = {
-    NULL: "input_values",
-    SWAPPED: "output_session_index",
-    PERMUTED: "input_unit_index",
+    NULL: ("input_values", "input_token_type"),
+    SWAPPED: ("output_session_index", "session_index"),
+    PERMUTED: ("input_unit_index",),
 }
+"""The input that each control alters: of sampled values, or else of spikes."""
 
 
 def altered_batches(batches: Iterable[Batch], control: str, seed: int = 0) -> Iterator[Batch]:
@@ -27,13 +28,13 @@ def altered_batches(batches: Iterable[Batch], control: str, seed: int = 0) -> It
     Parameters
     ----------
     batches : iterable of Batch
-        Of a `CalciumPOYOPlus` or a decoder of the same inputs; iterable again and again. Index 0
-        of units and recordings is padding, as in torch_brain's vocabularies.
+        Of a `CalciumPOYOPlus`, a `SpikePOYO` or a decoder of the same inputs; iterable again and
+        again. Index 0 of units and recordings is padding, as in torch_brain's vocabularies.
     control : {"null inputs", "swapped session embedding", "permuted unit embeddings"}
-        ``input_values`` all zero (of z-scored traces: each unit at its mean);
-        ``output_session_index`` that of another recording, the recordings in one random cycle;
-        ``input_unit_index`` permuted within each recording, by one permutation for all its
-        windows.
+        ``input_values`` all zero (of z-scored traces: each unit at its mean), or no spike left;
+        ``output_session_index`` (POYO: ``session_index``) that of another recording, the
+        recordings in one random cycle; ``input_unit_index`` permuted within each recording, by
+        one permutation for all its windows.
     seed : int
         Of the cycle and the permutations.
 
@@ -48,10 +49,10 @@ def altered_batches(batches: Iterable[Batch], control: str, seed: int = 0) -> It
         swapped: a single recording, or one that is read with several.
     """
     check_choice("control", control, CONTROLS)
-    key = CONTROLS[control]
+    keys = CONTROLS[control]
     if control == NULL:
-        return (_with(batch, key, torch.zeros_like(_input(batch, key))) for batch in batches)
-    found = _indices(batches, key)
+        return (_silenced(batch, keys) for batch in batches)
+    found = _indices(batches, keys)
     rng = np.random.default_rng(seed)
     new = _cycle(found, rng) if control == SWAPPED else _permuted(found, rng)
     size = 1 + max((int(old.max()) for old in found.values()), default=0)
@@ -59,14 +60,21 @@ def altered_batches(batches: Iterable[Batch], control: str, seed: int = 0) -> It
     for rid, old in found.items():
         lookup[rid] = torch.arange(size)
         lookup[rid][torch.as_tensor(old)] = torch.as_tensor(new[rid])
-    return (_with(batch, key, _looked_up(batch, key, lookup)) for batch in batches)
+    return (_looked_up(batch, keys, lookup) for batch in batches)
 
 
-def _indices(batches: Iterable[Batch], key: str) -> dict[str, np.ndarray]:
+def _silenced(batch: Batch, keys: Sequence[str]) -> Batch:
+    key, value = _input(batch, keys)
+    if key == "input_values":
+        return _with(batch, key, torch.zeros_like(value))
+    return _with(batch, "input_mask", batch.inputs["input_mask"] & (value != 0))
+
+
+def _indices(batches: Iterable[Batch], keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the indices that each recording's windows hold, in order, without padding."""
     found: dict[str, set[int]] = {}
     for batch in batches:
-        for rid, row in zip(batch.recording_id, _input(batch, key), strict=True):
+        for rid, row in zip(batch.recording_id, _input(batch, keys)[1], strict=True):
             found.setdefault(rid, set()).update(row.unique().tolist())
     return {rid: np.array(sorted(found[rid] - {0}), dtype=int) for rid in sorted(found)}
 
@@ -92,19 +100,22 @@ def _permuted(found: dict[str, np.ndarray], rng: np.random.Generator) -> dict[st
     return {rid: rng.permutation(index) for rid, index in found.items()}
 
 
-def _looked_up(batch: Batch, key: str, lookup: dict[str, Tensor]) -> Tensor:
-    index = _input(batch, key)
+def _looked_up(batch: Batch, keys: Sequence[str], lookup: dict[str, Tensor]) -> Batch:
+    key, index = _input(batch, keys)
     tables = torch.stack([lookup[rid] for rid in batch.recording_id]).to(index.device)
-    return tables.gather(1, index.long()).to(index.dtype)
+    new = tables.gather(1, index.long().reshape(len(index), -1))
+    return _with(batch, key, new.reshape(index.shape).to(index.dtype))
 
 
-def _input(batch: Batch, key: str) -> Tensor:
-    if key not in batch.inputs:
-        raise NeuroLensError(
-            f"these batches lack the input {key!r}, which this control alters; give batches of a "
-            "CalciumPOYOPlus"
-        )
-    return batch.inputs[key]
+def _input(batch: Batch, keys: Sequence[str]) -> tuple[str, Tensor]:
+    """Return the first of some inputs that a batch has, and its name."""
+    for key in keys:
+        if key in batch.inputs:
+            return key, batch.inputs[key]
+    raise NeuroLensError(
+        f"these batches lack the input {' or '.join(map(repr, keys))}, which this control alters; "
+        "give batches of a CalciumPOYOPlus or a SpikePOYO"
+    )
 
 
 def _with(batch: Batch, key: str, value: Tensor) -> Batch:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import Batch, log_loss
+from ..base import Batch, NeuroLensError, log_loss
 
 
 def drop_and_disturb(
@@ -20,7 +20,7 @@ def drop_and_disturb(
     Parameters
     ----------
     inputs : dict of Tensor
-        With ``input_unit_index``, ``input_mask`` and ``input_values``.
+        With ``input_unit_index``, ``input_mask`` and, where there is noise, ``input_values``.
     unit_dropout : float
         Each window loses a share of its units drawn from 0 to this.
     noise : float
@@ -83,12 +83,21 @@ class Mixture:
         found = {}
         for name, target in self.batch.targets.items():
             spec = decoder.readout_specs[name]
-            window = torch.nonzero(inputs["output_decoder_index"] == spec.id)[:, 0]
-            share = self.share[window]
+            share = self.share[_windows_of_rows(inputs, spec.id)]
             own = row_losses(spec.kind, outputs[name], target)
             partner = row_losses(spec.kind, outputs[name], self.targets[name])
             found[name] = (share * own + (1 - share) * partner).mean()
         return found
+
+
+def refuse_values(inputs: Mapping[str, Tensor], **settings: float) -> None:
+    """Raise where a setting changes the values of tokens and these have none."""
+    given = [f"{name} is {value:g}" for name, value in settings.items() if value > 0]
+    if given and "input_values" not in inputs:
+        raise NeuroLensError(
+            f"{' and '.join(given)}, but the decoder's tokens carry no values (spikes) that could "
+            f"be changed; set {' and '.join(f'{name}=0' for name in settings)}"
+        )
 
 
 def row_losses(kind: str, prediction: Tensor, target: Tensor) -> Tensor:
@@ -96,6 +105,13 @@ def row_losses(kind: str, prediction: Tensor, target: Tensor) -> Tensor:
     if kind == "classification":
         return log_loss(prediction, target)
     return (prediction - target.reshape(prediction.shape)).square().mean(-1)
+
+
+def _windows_of_rows(inputs: Mapping[str, Tensor], task_id: int) -> Tensor:
+    """Return the window of each row of a task: its own queries, or all where queries have none."""
+    task = inputs.get("output_decoder_index")
+    asked = inputs["output_mask"] if task is None else task == task_id
+    return torch.nonzero(asked)[:, 0]
 
 
 def _partners(recording: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

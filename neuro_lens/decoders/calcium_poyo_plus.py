@@ -211,24 +211,16 @@ class CalciumPOYOPlus(nn.Module):
 
     def init_vocabs(self, dataset: Any) -> None:
         """Give every unit and recording of a torch_brain Dataset an embedding."""
-        if not self.unit_emb.is_lazy():
-            raise NeuroLensError(
-                "the decoder has its vocabularies already; add_recordings adds to them"
-            )
-        recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
-        units = np.concatenate([np.asarray(r.rois.id).astype(str) for r in recordings])
-        self.unit_emb.initialize_vocab(np.sort(units).tolist())
-        self.session_emb.initialize_vocab([str(r.session.id) for r in recordings])
+        give_vocabularies(self, dataset)
+
+    @staticmethod
+    def unit_ids(recording: Any) -> list[str]:
+        """Return the ids of a recording's units, in their order."""
+        return np.asarray(recording.rois.id).astype(str).tolist()
 
     def fresh(self, seed: int = 0) -> CalciumPOYOPlus:
         """Return a decoder of the same arguments and vocabularies with new random weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            other = type(self)(**self.arguments)
-            for name in ("unit_emb", "session_emb"):
-                words = [w for w in getattr(self, name).vocab if w != "NA"]
-                getattr(other, name).initialize_vocab(words)
-        return other.train(self.training).to(next(self.parameters()).device)
+        return fresh_copy(self, seed)
 
     def tokenize(self, data: Any, tasks: Collection[str] | None = None) -> dict[str, Any]:
         """Turn one window of a recording into the decoder's inputs and targets.
@@ -301,6 +293,29 @@ class CalciumPOYOPlus(nn.Module):
         if not times:
             return np.zeros(0), np.zeros(0, dtype=np.int64), {}
         return np.concatenate(times), np.concatenate(tasks), targets
+
+
+def give_vocabularies(decoder: Any, dataset: Any) -> None:
+    """Give every unit and recording of a torch_brain Dataset an embedding in a new decoder."""
+    if not decoder.unit_emb.is_lazy():
+        raise NeuroLensError(
+            "the decoder has its vocabularies already; add_recordings adds to them"
+        )
+    recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
+    units = [unit for recording in recordings for unit in decoder.unit_ids(recording)]
+    decoder.unit_emb.initialize_vocab(sorted(units))
+    decoder.session_emb.initialize_vocab([str(r.session.id) for r in recordings])
+
+
+def fresh_copy(decoder: Any, seed: int) -> Any:
+    """Return a decoder of the same arguments and vocabularies with new random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        other = type(decoder)(**decoder.arguments)
+        for name in ("unit_emb", "session_emb"):
+            words = [w for w in getattr(decoder, name).vocab if w != "NA"]
+            getattr(other, name).initialize_vocab(words)
+    return other.train(decoder.training).to(next(decoder.parameters()).device)
 
 
 def token_indices(table: Any, words: Sequence[str] | np.ndarray) -> list[int]:

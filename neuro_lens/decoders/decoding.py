@@ -143,18 +143,31 @@ def linear_table(batches: Any, tasks: Iterable[str], **columns: Any) -> pd.DataF
 
 
 def trial_means(inputs: dict[str, Tensor]) -> np.ndarray:
-    """Return each unit's mean value over a window, ``(n_windows, n_units)``.
+    """Return each unit's mean value over a window, or its number of spikes.
 
     Parameters
     ----------
     inputs : dict
-        Inputs of windows of one recording: every window has the same units.
+        Inputs of windows of one recording: every window has the same units. With
+        ``input_values`` (sampled traces), or with ``input_token_type``, 0 for a spike.
+
+    Returns
+    -------
+    array, shape (n_windows, n_units)
+        In the order of the decoder's unit indices.
     """
-    mask = inputs["input_mask"]
-    units = inputs["input_unit_index"][0][mask[0]].unique()
-    is_unit = (inputs["input_unit_index"][:, :, None] == units) & mask[:, :, None]
-    total = (inputs["input_values"] * is_unit).sum(1)
-    return (total / is_unit.sum(1)).numpy()
+    mask, index = inputs["input_mask"].bool(), inputs["input_unit_index"]
+    units = index[0][mask[0]].unique()
+    column = torch.searchsorted(units, index.contiguous()).clamp(max=len(units) - 1)
+    spikes = "input_values" not in inputs
+    amount = inputs["input_token_type"] == 0 if spikes else inputs["input_values"][..., 0]
+
+    def total(x: Tensor) -> Tensor:
+        table = torch.zeros(len(index), len(units), dtype=torch.float64)
+        return table.scatter_add_(1, column, torch.where(mask, x.double(), 0.0))
+
+    found = total(amount) if spikes else total(amount) / total(torch.ones_like(amount))
+    return found.float().numpy()
 
 
 def _scored(labels: pd.DataFrame, variable: str, logits: Tensor, target: Tensor) -> pd.DataFrame:

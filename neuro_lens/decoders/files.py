@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 from pathlib import Path
@@ -19,9 +20,9 @@ from ..base import (
     refuse_foreign,
     write_json,
 )
-from .calcium_poyo_plus import CalciumPOYOPlus
 
-CLASSES = {"CalciumPOYOPlus": CalciumPOYOPlus}
+CLASSES = {"CalciumPOYOPlus": "calcium_poyo_plus", "SpikePOYO": "spike_poyo"}
+"""The module of each class; that of torch_brain's POYO is imported where it is asked for."""
 VOCABULARIES = ("unit_emb", "session_emb")
 CARD = "decoder.json"
 
@@ -31,7 +32,7 @@ def save_decoder(decoder: nn.Module, folder: str | Path, **notes: Any) -> str:
 
     Parameters
     ----------
-    decoder : CalciumPOYOPlus
+    decoder : CalciumPOYOPlus or SpikePOYO
     folder : path
         Made where it is missing; an existing decoder in it is replaced whole.
     **notes
@@ -82,8 +83,9 @@ def load_decoder(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     card = _read_card(folder)
     state = _read_weights(folder / "decoder.safetensors")
+    made = decoder_class(card["class"])
     try:
-        decoder = CLASSES[card["class"]](**card["arguments"])
+        decoder = made(**card["arguments"])
         for name in VOCABULARIES:
             getattr(decoder, name).initialize_vocab(card["vocabularies"][name])
             state[f"{name}.vocab"] = dict(getattr(decoder, name).vocab)
@@ -99,6 +101,12 @@ def load_decoder(folder: str | Path) -> nn.Module:
     return decoder.eval()
 
 
+def decoder_class(name: str) -> Any:
+    """Return the class of ours that has a name."""
+    check_choice("decoder class", name, CLASSES)
+    return getattr(importlib.import_module(f".{CLASSES[name]}", __package__), name)
+
+
 def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
     """Load the weights of a published Lightning checkpoint into ``decoder``.
 
@@ -109,7 +117,7 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
     ----------
     path : path
         Read with ``weights_only=True``: nothing in it is executed.
-    decoder : CalciumPOYOPlus
+    decoder : CalciumPOYOPlus or SpikePOYO
         Built with the checkpoint's sizes.
 
     Raises
@@ -136,7 +144,7 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
     state = {k.removeprefix("model."): v for k, v in state.items()}
     if "unit_emb.weight" not in state:
         raise NeuroLensError(
-            f"{path} has no weight 'model.unit_emb.weight'; expected a POYO+ checkpoint"
+            f"{path} has no weight 'model.unit_emb.weight'; expected a POYO or POYO+ checkpoint"
         )
     try:
         decoder.load_state_dict(state)
@@ -162,7 +170,6 @@ def _read_card(folder: Path) -> dict[str, Any]:
             f"{folder / CARD} does not describe a decoder (it has no {', '.join(absent)}); "
             "write the decoder anew"
         )
-    check_choice("decoder class", card["class"], CLASSES)
     return card
 
 

@@ -21,7 +21,7 @@ from ..base import (
     refuse_foreign,
     write_json,
 )
-from .augmenting import Mixture, drop_and_disturb, row_losses
+from .augmenting import Mixture, drop_and_disturb, refuse_values, row_losses
 
 STATE = "state.json"
 
@@ -48,7 +48,8 @@ def train_decoder(
     Parameters
     ----------
     decoder : module
-        With ``readout_specs`` and an output dict a task, such as `CalciumPOYOPlus`.
+        With ``readout_specs`` and an output dict a task, such as `CalciumPOYOPlus` or
+        `SpikePOYO`.
     fit : Batches
         Windows to train on; windows labelled ``select`` or ``report`` are refused.
     steps, batch_size
@@ -82,9 +83,9 @@ def train_decoder(
     Raises
     ------
     NeuroLensError
-        When windows outside fit are given, a number is out of range, ``patience`` lacks
-        ``validation``, the checkpoint is damaged or of another decoder or other settings, or the
-        loss is not finite.
+        When windows outside fit are given, a number is out of range, ``noise`` or ``mixup`` is
+        asked for of tokens without values (spikes), ``patience`` lacks ``validation``, the
+        checkpoint is damaged or of another decoder or other settings, or the loss is not finite.
     """
     _check_numbers(steps=steps, batch_size=batch_size, check_every=check_every)
     if not 0 <= unit_dropout < 1:
@@ -93,6 +94,7 @@ def train_decoder(
         raise NeuroLensError("patience needs validation windows; give validation= or drop patience")
     for name, given in (("fit", fit), ("validation", validation)):
         _only_fit(name, given)
+    refuse_values(fit.windows.batch([0]).inputs, noise=noise, mixup=mixup)
     settings = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "unit_dropout": unit_dropout, "noise": noise, "mixup": mixup, "check_every": check_every,

@@ -11,7 +11,10 @@ from ..base import NeuroLensError
 
 
 def fit_scale(recording: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return each unit's mean and standard deviation over the fit part, ``(n_units,)`` each."""
+    """Return each unit's mean and standard deviation over the fit part, ``(n_units,)`` each.
+
+    None for a recording without traces: spikes are counted, not scaled.
+    """
     if not recording.has_nested_attribute("calcium_traces.df_over_f"):
         return None
     traces = np.asarray(recording.calcium_traces.df_over_f)
@@ -28,6 +31,11 @@ def block_means(
     recording: Any, table: pd.DataFrame, window: tuple[float, float]
 ) -> dict[Any, np.ndarray]:
     """Return each unit's mean over the windows of each repeat block, shape ``(n_units,)`` each."""
+    if not recording.has_nested_attribute("calcium_traces.df_over_f"):
+        raise NeuroLensError(
+            f"recording {table['recording_id'].iloc[0]!r} has spikes and no traces, and "
+            "normalise='block' scales traces; take normalise=None"
+        )
     traces = np.asarray(recording.calcium_traces.df_over_f)
     times = np.asarray(recording.calcium_traces.timestamps)
     means = {}

@@ -14,6 +14,7 @@ from neuro_lens.base import NeuroLensError, check_choice, track
 if TYPE_CHECKING:
     from torch_brain.datasets import Dataset
 
+UNIT_IDS = ("rois/id", "units/id")
 SPLIT_DOMAINS = {"fit": "train_domain", "select": "valid_domain", "report": "test_domain"}
 
 
@@ -58,9 +59,10 @@ def load_recordings(
 def check_recording(path: str | Path) -> None:
     """Raise unless a file is a recording that can be decoded.
 
-    It must open, hold ``session.id``, finite ``calcium_traces.df_over_f`` (samples x units) with
-    as many distinct ``rois.id``, and at least one trial, all with finite times; fit, select and
-    report must not overlap.
+    It must open and hold ``session.id``; finite ``calcium_traces.df_over_f`` (samples x units)
+    with as many distinct ``rois.id``, or ``spikes`` (``timestamps``, finite, and ``unit_index``)
+    with distinct ``units.id``, or both; and at least one trial, all with finite times. Fit, select
+    and report must not overlap.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ def _check_all(folder: Path, ids: list[str]) -> None:
     owner: dict[bytes, str] = {}
     for name in ids:
         with h5py.File(folder / f"{name}.h5", "r") as file:
-            for unit in file["rois/id"][:]:
+            for unit in dict.fromkeys(u for key in UNIT_IDS if key in file for u in file[key][:]):
                 if unit in owner:
                     raise NeuroLensError(
                         f"unit {unit.decode()!r} is in {owner[unit]!r} and in {name!r}; "
@@ -125,8 +127,28 @@ def _check_all(folder: Path, ids: list[str]) -> None:
 
 
 def _problem(file: Any) -> str | None:
-    if "calcium_traces/df_over_f" not in file or "rois/id" not in file:
-        return "it lacks calcium_traces.df_over_f or rois.id; write it with an importer"
+    sampled = "calcium_traces/df_over_f" in file and "rois/id" in file
+    spiking = {"timestamps", "unit_index"} <= set(file.get("spikes", ())) and "units/id" in file
+    if not sampled and not spiking:
+        return (
+            "it lacks calcium_traces.df_over_f or rois.id, and spikes or units.id as well; write "
+            "it with an importer"
+        )
+    problem = (sampled and _traces_problem(file)) or (spiking and _spikes_problem(file))
+    if problem:
+        return str(problem)
+    if "id" not in getattr(file.get("session"), "attrs", ()):
+        return "it lacks session.id; write it with an importer"
+    intervals = _trial_intervals(file)
+    if not any(len(file[name]["start"]) for name in intervals):
+        return "it has no trials (no Interval with start and end that is not a domain); label some"
+    for name in intervals:
+        if not all(np.isfinite(file[name][time][:]).all() for time in ("start", "end")):
+            return f"{name} has trials whose start or end is no finite time; leave these out"
+    return _overlap(file)
+
+
+def _traces_problem(file: Any) -> str | None:
     traces, ids = file["calcium_traces/df_over_f"], file["rois/id"][:]
     if traces.ndim != 2 or 0 in traces.shape or traces.shape[1] != len(np.unique(ids)):
         return (
@@ -139,15 +161,28 @@ def _problem(file: Any) -> str | None:
             f"{n_bad} of {traces.size} values of df_over_f are NaN or infinite; "
             "repair those samples or leave out those units"
         )
-    if "id" not in getattr(file.get("session"), "attrs", ()):
-        return "it lacks session.id; write it with an importer"
-    intervals = _trial_intervals(file)
-    if not any(len(file[name]["start"]) for name in intervals):
-        return "it has no trials (no Interval with start and end that is not a domain); label some"
-    for name in intervals:
-        if not all(np.isfinite(file[name][time][:]).all() for time in ("start", "end")):
-            return f"{name} has trials whose start or end is no finite time; leave these out"
-    return _overlap(file)
+    return None
+
+
+def _spikes_problem(file: Any) -> str | None:
+    times, unit = file["spikes/timestamps"][:], file["spikes/unit_index"][:]
+    n_units, n_ids = len(file["units/id"]), len(np.unique(file["units/id"][:]))
+    if n_units == 0 or n_units != n_ids:
+        return f"its {n_units} units have {n_ids} distinct units.id; give each unit its own"
+    if len(times) != len(unit) or unit.dtype.kind not in "iu":
+        return (
+            f"it has {len(times)} spikes.timestamps beside {len(unit)} spikes.unit_index "
+            f"({unit.dtype}), where a whole number a spike was expected; import it anew"
+        )
+    if len(unit) and not 0 <= unit.min() <= unit.max() < n_units:
+        return (
+            f"spikes.unit_index runs from {unit.min()} to {unit.max()} beside {n_units} units; "
+            "it counts the rows of units from 0"
+        )
+    n_bad = int((~np.isfinite(times)).sum())
+    if n_bad:
+        return f"{n_bad} of {len(times)} spikes have no finite time; leave these out"
+    return None
 
 
 def _not_finite(traces: Any, rows: int = 65536) -> int:

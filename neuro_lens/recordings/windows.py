@@ -50,7 +50,7 @@ def batches(
         over the fit part: ``fit``, its mean over that part; ``block``, its mean over the windows of
         the trial's repeat block, which takes out drifts slower than a block and says nothing of a
         trial's value where each block holds every value equally often. None leaves the traces as
-        they are.
+        they are; spikes are always left as they are.
     batch_size, shuffle, seed
         Windows a batch; whether each pass is in a new order, and the seed of these orders.
 
@@ -62,8 +62,8 @@ def batches(
     Raises
     ------
     NeuroLensError
-        For an unknown split, recording or normalisation, where no trial is left, and where a block
-        of one trial has nothing but itself to be compared with.
+        For an unknown split, recording or normalisation, where no trial is left, and with
+        ``normalise="block"`` where a block has a single trial or a recording no traces.
     """
     chosen = [split] if isinstance(split, str) else list(SPLITS if split is None else split)
     for name in chosen:

@@ -34,9 +34,9 @@ def test_one_input_is_altered_and_nothing_else(windows, control):
     for old, batch, new in zip(before, windows, altered, strict=True):
         assert all(torch.equal(old[k], batch.inputs[k]) for k in old)
         changed = {k for k in old if not torch.equal(old[k], new.inputs[k])}
-        assert changed == {CONTROLS[control]}
+        assert changed == {CONTROLS[control][0]}
         assert new.labels is batch.labels
-        assert new.inputs[CONTROLS[control]].dtype == old[CONTROLS[control]].dtype
+        assert new.inputs[CONTROLS[control][0]].dtype == old[CONTROLS[control][0]].dtype
 
 
 def test_null_inputs_leave_nothing_that_differs_between_trials(windows, small_decoder):

@@ -58,6 +58,13 @@ def lose_a_start(file):
     file["drifting_gratings/start"][0] = np.nan
 
 
+def only_spikes(file, unit=(0, 1), times=(0.5, 1.5), ids=(b"sim01/0", b"sim01/1")):
+    """Leave spikes of units in place of traces of ROIs."""
+    del file["calcium_traces"], file["rois"]
+    file["units/id"] = list(ids)
+    file["spikes/timestamps"], file["spikes/unit_index"] = np.array(times), np.array(unit)
+
+
 DAMAGE = {
     "lacks session.id": drop_session,
     "no finite time": lose_a_start,
@@ -66,6 +73,10 @@ DAMAGE = {
     "train_domain and valid_domain share": overlap,
     "distinct rois.id": drop_units,
     "lacks calcium_traces": drop_traces,
+    "from 0 to 2 beside 2 units": lambda file: only_spikes(file, unit=(0, 2)),
+    "1 of 2 spikes have no finite time": lambda file: only_spikes(file, times=(0.5, np.nan)),
+    r"2 spikes.timestamps beside 1 spikes.unit_index": lambda file: only_spikes(file, unit=(0,)),
+    "2 units have 1 distinct units.id": lambda file: only_spikes(file, ids=(b"u", b"u")),
 }
 
 
@@ -80,6 +91,14 @@ def test_good_recordings_pass_and_load_as_a_torch_brain_dataset(folder):
     dataset = load_recordings(folder)
     assert dataset.recording_ids == ["sim00", "sim01", "sim02"]
     assert load_recordings(folder, ["sim01"]).recording_ids == ["sim01"]
+
+
+def test_a_recording_of_spikes_needs_no_traces(folder):
+    damage(folder / "sim01.h5", only_spikes)
+    check_recording(folder / "sim01.h5")
+    damage(folder / "sim02.h5", only_spikes)
+    with pytest.raises(NeuroLensError, match="unit 'sim01/0' is in 'sim01' and in 'sim02'"):
+        load_recordings(folder)
 
 
 @pytest.mark.parametrize("message", DAMAGE)
