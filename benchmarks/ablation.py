@@ -87,7 +87,7 @@ def _study(hooked: Any, sae: Any, batch: Batch, controls: int = 999) -> None:
     rng = np.random.default_rng(1)
     groups = {v: rng.choice(D_SAE, 16, replace=False).tolist() for v in np.arange(8) * 45.0}
     doses = (0, 1, 2, 4, 8, 16)
-    (_, areas), seconds = _timed(
+    (table, _), seconds = _timed(
         lambda: dose_response(
             hooked, sae, [batch], groups, doses=doses, keep=False, controls=controls, hook=HOOKS[-1]
         )
@@ -95,7 +95,7 @@ def _study(hooked: Any, sae: Any, batch: Batch, controls: int = 999) -> None:
     print(
         f"  8 groups × {controls} controls × {len(doses)} doses at {HOOKS[-1]}: {seconds:.0f} s a "
         f"recording, {6 * seconds / 2:.0f} s for six on two cores (goal below 60); sets within a "
-        f"fifth for {(areas['off_by'] <= 0.2).sum()} of {len(areas)} groups"
+        f"fifth for {(table['off_by'] <= 0.2).sum()} of {table['off_by'].count()} groups and doses"
     )
 
 
