@@ -38,6 +38,10 @@ def generalisation_blocks(
     alpha : float
         Level of the corrected p.
     """
+    tested = table["variable"][table["status"] == TESTED].unique()
+    table = table[table["variable"].isin(tested)]
+    if table.empty:
+        return [Paragraph("No feature fired often enough in an animal left out.", kind="absent")]
     keys = ["held_out", "variable", *({"seed"} & set(table))]
     n = int(table.groupby(keys)["feature"].nunique().max())
     caption = (

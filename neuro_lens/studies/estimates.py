@@ -22,6 +22,7 @@ RULES: dict[str, tuple[float, float, float, float]] = {
     "comparisons": (15.0, 0.0, 1e6, 0.0),
     "reproducibility": (10.0, 0.0, 2e5, 0.0),
     "unseen": (60.0, 0.0, 2e4, 0.0),
+    "multitask": (30.0, 0.0, 2e4, 0.0),
 }
 """By stage: seconds at least, seconds per unit of work, bytes at least, bytes per unit of size."""
 

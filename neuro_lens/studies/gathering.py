@@ -99,10 +99,10 @@ def _trials(folder: Path) -> dict[str, list[str]]:
     """Return the ids of the trials of each part."""
     from ..recordings import load_recordings
     from ..recordings.windows import trial_table
-    from .stages import trials_of
+    from .stages import recordings_with_trials, trials_of
 
-    dataset = load_recordings(folder)
-    name = trials_of(folder)
-    tables = [trial_table(dataset.get_recording(r), r, name) for r in dataset.recording_ids]
+    dataset, trials = load_recordings(folder), trials_of(folder)
+    names = recordings_with_trials(folder, dataset)
+    tables = [trial_table(dataset.get_recording(r), r, trials) for r in names]
     by_split = pd.concat(tables).groupby("split")["trial"]
     return {str(split): list(trials) for split, trials in by_split}

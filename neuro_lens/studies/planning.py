@@ -8,16 +8,19 @@ from typing import Any
 from ..base import Cell, hash_json
 from .inputs import IMPORTED, input_hashes, recordings_folder
 from .schema import Study
-from .stages import BEFORE, DURING
+from .stages import BEFORE, DURING, PUBLISHED
 
 STAGES = "neuro_lens.studies.stages"
 FEATURE_STAGES = "neuro_lens.studies.feature_stages"
 ABLATION_STAGES = "neuro_lens.studies.ablation_stages"
 FURTHER_STAGES = "neuro_lens.studies.further_stages"
+MANY_TASKS = "neuro_lens.studies.many_tasks"
+SIGNALS = ("running", "pupil")
+RANDOM_SETS = 3
 WAVES = (
     ("decoder",),
     ("decoding", "dictionary"),
-    ("tuning", "ablation", "probes", "unseen"),
+    ("tuning", "ablation", "probes", "unseen", "multitask"),
     ("comparisons", "reproducibility"),
 )
 TABLES: dict[str, str | tuple[str, ...]] = {
@@ -46,9 +49,10 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "attribution_units": "comparisons",
     "generalisation": "comparisons",
     "drift": "comparisons",
-    "left_out": ("tuning", "probes", "comparisons", "reproducibility"),
+    "left_out": ("tuning", "probes", "comparisons", "reproducibility", "multitask"),
     "reproducibility": "reproducibility",
     "unseen": "unseen",
+    "multitask": "multitask",
 }
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
 
@@ -100,7 +104,24 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
                         ),
                     )
                 )
-    return plan + _further(study, plan)
+    return plan + _further(study, plan) + _multitask(study, plan)
+
+
+def _multitask(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the cells that score all published tasks, of a study that trains on them."""
+    if study.recordings.tasks != PUBLISHED:
+        return []
+    variables = [*study.tuning.variables, *SIGNALS, *study.tuning.between]
+    asked = {"window": list(study.recordings.window), "n_features": study.ablation.n_features}
+    cells = []
+    for trained in [cell for stage, cell in plan if stage == "dictionary"]:
+        shared = {key: trained.params[key] for key in ("recordings", "decoder", "hook", "seed")}
+        of_hook = trained.params["hook"] == _resolved(study.ablation.hook, study.decoder.depth)
+        removed = list(dict.fromkeys(variables)) if of_hook else []
+        params = {**shared, **asked, "dictionary": trained.name, "removed": removed}
+        params["draws"] = RANDOM_SETS
+        cells.append(("multitask", Cell(f"{MANY_TASKS}:multitask", params)))
+    return cells
 
 
 def _further(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
@@ -159,6 +180,7 @@ def _recordings(study: Study) -> Cell:
             "files": hash_json(files) if files else None,
             "trials": given.trials,
             "targets": given.targets,
+            "tasks": given.tasks,
             "normalise": given.normalise,
             "seed": study.seeds[0],
         },

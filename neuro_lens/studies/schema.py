@@ -33,6 +33,10 @@ class Recordings(_Fields):
     targets : list of str, optional
         Fields of the trials, whole numbers from 0, that the decoder is to tell; by default what
         the published decoder was asked of such trials.
+    tasks : str
+        ``trials``: the decoder is trained on its trials' windows alone. ``published``: on windows
+        that follow one another, for every task of the published decoder that the recordings hold;
+        recordings without such trials then take part in training and in the table ``multitask``.
     window : (float, float)
         Start and end of a window in seconds, relative to the start of its trial.
     before : (float, float), optional
@@ -48,6 +52,7 @@ class Recordings(_Fields):
     simulate: dict[str, Any] | None = None
     trials: Name = "drifting_gratings"
     targets: Annotated[list[Name], Field(min_length=1)] | None = None
+    tasks: Literal["trials", "published"] = "trials"
     window: tuple[float, float] = (0.0, 2.0)
     before: tuple[float, float] | None = (-1.0, 0.0)
     normalise: Literal["fit", "block"] | None = "fit"
@@ -57,6 +62,11 @@ class Recordings(_Fields):
     def _check(self) -> Recordings:
         if self.simulate is not None and "source" in self.model_fields_set:
             raise ValueError("holds both source and simulate, but one of them is expected")
+        if self.tasks == "published" and (self.targets or self.normalise == "block"):
+            raise ValueError(
+                "has tasks: published, of which neither targets nor normalise: block can be; "
+                "leave them out"
+            )
         for name, window in (("window", self.window), ("before", self.before)):
             if window and window[1] <= window[0]:
                 raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ..base import Cell, NeuroLensError, check_choice, read_json, write_json, wr
 
 TRIALS = "drifting_gratings"
 ASKED = "trials.json"
+PUBLISHED = "published"
+MOST_WINDOWS = 20000
+"""Windows of many tasks that a dictionary is trained on: 1.3 GB at the published sizes."""
 DURING = "stimulus"
 BEFORE = "pre-stimulus"
 NO_ANIMALS = ("recording_id", "trial", "split", "start", "end", "block", "subject_id")
@@ -28,14 +32,15 @@ def recordings(
     files: str | None,
     trials: str,
     targets: Sequence[str] | None,
+    tasks: str,
     normalise: str | None,
     seed: int,
 ) -> None:
     """Import or simulate the recordings of a study into ``folder``, or link to a user's own.
 
     ``files`` is a hash of the source files; it only gives the cell its name. Beside the recordings
-    ``trials.json`` says which Interval holds the trials, which of its fields are decoded, and how
-    their windows are made.
+    ``trials.json`` says which Interval holds the trials, which of its fields (or which tasks) are
+    decoded, and how their windows are made.
     """
     from ..recordings import (
         allen_events,
@@ -46,10 +51,6 @@ def recordings(
     )
     from ..recordings import simulate as write_simulated
 
-    asked = {"trials": trials, "targets": targets}
-    write_json(
-        folder / ASKED, {"decoder": asked, "windows": {"trials": trials, "normalise": normalise}}
-    )
     if simulate is not None:
         write_simulated(folder, **{"seed": seed, **simulate})
     elif source == "sur_v1":
@@ -65,6 +66,25 @@ def recordings(
     else:
         for name in load_recordings(source).recording_ids:
             (folder / f"{name}.h5").symlink_to(Path(source) / f"{name}.h5")
+    made: dict[str, Any] = {"trials": trials, "normalise": normalise}
+    if tasks == PUBLISHED:
+        made["recording_ids"] = _holding(load_recordings(folder), trials)
+    asked = {"trials": trials, "targets": targets, "tasks": tasks}
+    write_json(folder / ASKED, {"decoder": asked, "windows": made})
+
+
+def _holding(dataset: Any, trials: str) -> list[str]:
+    found = []
+    for name in dataset.recording_ids:
+        recording = dataset.get_recording(name)
+        if recording.has_nested_attribute(trials) and len(getattr(recording, trials)):
+            found.append(name)
+    if not found:
+        raise NeuroLensError(
+            f"none of {len(dataset.recording_ids)} recordings has trials in {trials!r}; name the "
+            "Interval that holds them in recordings.trials"
+        )
+    return found
 
 
 def decoder(
@@ -77,13 +97,12 @@ def decoder(
 ) -> None:
     """Train a decoder on the fit windows: ``decoder/`` and the table ``training``."""
     from ..decoders import save_decoder, train_decoder
-    from ..recordings import batches, load_recordings
+    from ..recordings import load_recordings
 
     dataset = load_recordings(folder.parent / recordings)
     asked = read_json(folder.parent / recordings / ASKED)
     model = new_decoder(dataset, shape, window, seed, **asked["decoder"])
-    during = (window[0], window[1])
-    fit = batches(dataset, model.tokenize, split="fit", window=during, **asked["windows"])
+    fit = fit_windows(folder.parent / recordings, dataset, model, window)
     # the folder is .<name of the cell>.<random> until it is finished
     unfinished = folder.parent / f"unfinished-{folder.name.split('.')[1]}"
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
@@ -94,6 +113,62 @@ def decoder(
     gone = unfinished.with_name(f".{unfinished.name}.finished")
     unfinished.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def fit_windows(
+    folder: Path,
+    dataset: Any,
+    decoder: Any,
+    window: Sequence[float],
+    most: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """Return the Batches that a decoder, or a dictionary in it, is trained on.
+
+    Parameters
+    ----------
+    folder : path
+        The recordings of the study; ``dataset`` holds them, or some of them.
+    decoder : CalciumPOYOPlus
+    window : (float, float)
+        Of the trials. Windows of many tasks are as long, and each begins in the middle of another.
+    most : int, optional
+        Of more windows of many tasks so many are drawn, by ``seed``.
+    """
+    from ..decoders import stream_windows
+
+    asked = read_json(folder / ASKED)
+    if asked["decoder"]["tasks"] != PUBLISHED:
+        return trial_windows(folder, dataset, decoder, window=tuple(window), split="fit")
+    streamed = stream_windows(
+        folder,
+        decoder,
+        split="fit",
+        step=decoder.sequence_length / 2,
+        recording_ids=dataset.recording_ids,
+        normalise=asked["windows"]["normalise"] is not None,
+    )
+    n = len(streamed.labels)
+    if most is None or n <= most:
+        return streamed
+    drawn = np.isin(np.arange(n), np.random.default_rng(seed).choice(n, most, replace=False))
+    return streamed.where(lambda _: drawn)
+
+
+def trial_windows(folder: Path, dataset: Any, decoder: Any, **options: Any) -> Any:
+    """Return the Batches of the trials of a study's recordings, or of those in ``dataset``."""
+    from ..recordings import batches
+
+    asked = read_json(folder / ASKED)
+    names = recordings_with_trials(folder, dataset)
+    tokenize = partial(decoder.tokenize, tasks=trial_tasks(decoder, asked["decoder"]["trials"]))
+    return batches(dataset, tokenize, **{**asked["windows"], "recording_ids": names}, **options)
+
+
+def trial_tasks(decoder: Any, trials: str) -> list[str]:
+    """Return the tasks of a decoder that are of the trials."""
+    specs = decoder.readout_specs.items()
+    return [name for name, spec in specs if spec.value_key.startswith(f"{trials}.")]
 
 
 def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
@@ -119,7 +194,7 @@ def check_inputs(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
         elif stage == "dictionary":
             check_choice("hook", params["hook"], hooks[params["decoder"]])
         elif stage == "tuning":
-            _check_between(dataset, trials_of(folder), params["between"])
+            _check_between(folder, dataset, params["between"])
         elif stage == "ablation":
             named = [] if params["studied"] == "best" else list(params["studied"])
             for name in [*named, *filter(None, [params["negative"]])]:
@@ -153,14 +228,16 @@ def _check_unseen(dataset: Any, held_out: Sequence[str]) -> None:
             )
 
 
-def _check_between(dataset: Any, trials: str, between: Sequence[str]) -> None:
+def _check_between(folder: Path, dataset: Any, between: Sequence[str]) -> None:
     """Refuse a variable of the animals that no recording has, unless it is there by default."""
     from ..recordings.windows import trial_table
     from .schema import Tuning
 
     if list(between) == Tuning().between:
         return
-    tables = (trial_table(dataset.get_recording(r), r, trials) for r in dataset.recording_ids)
+    trials = trials_of(folder)
+    names = recordings_with_trials(folder, dataset)
+    tables = (trial_table(dataset.get_recording(r), r, trials) for r in names)
     known = {column: None for table in tables for column in table if column not in NO_ANIMALS}
     for name in between:
         check_choice("variable in tuning.between", name, known)
@@ -173,11 +250,13 @@ def new_decoder(
     seed: int,
     trials: str = TRIALS,
     targets: Sequence[str] | None = None,
+    tasks: str = "trials",
 ) -> Any:
     """Return an untrained decoder of the tasks, units and recordings of a dataset."""
-    from ..decoders import CalciumPOYOPlus
+    from ..decoders import CalciumPOYOPlus, multitask_readouts
 
-    readouts = trial_readouts(dataset, trials, targets)
+    readouts = trial_readouts(dataset, trials, targets) if tasks != PUBLISHED else None
+    readouts = multitask_readouts(dataset) if readouts is None else readouts
     torch.manual_seed(seed)
     model = CalciumPOYOPlus(
         sequence_length=float(window[1] - window[0]),
@@ -191,6 +270,12 @@ def new_decoder(
 def trials_of(folder: Path) -> str:
     """Return the Interval that holds the trials of a study's recordings."""
     return str(read_json(folder / ASKED)["decoder"]["trials"])
+
+
+def recordings_with_trials(folder: Path, dataset: Any) -> list[str]:
+    """Return the recordings of a dataset that have trials: of many tasks, others need none."""
+    known = read_json(folder / ASKED)["windows"].get("recording_ids", dataset.recording_ids)
+    return [name for name in dataset.recording_ids if name in known]
 
 
 def trial_readouts(
@@ -250,18 +335,13 @@ def _readout(all_recordings: Sequence[Any], trials: str, name: str, number: int)
 
 
 def open_decoder(folder: Path, recordings: str, decoder: str) -> tuple[Any, Callable[..., Any]]:
-    """Return a decoder and ``windows(...)``, which makes Batches of its recordings."""
+    """Return a decoder and ``windows(...)``, which makes Batches of its recordings' trials."""
     from ..decoders import load_decoder
-    from ..recordings import batches, load_recordings
+    from ..recordings import load_recordings
 
-    dataset = load_recordings(folder.parent / recordings)
+    place = folder.parent / recordings
     model: Any = load_decoder(folder.parent / decoder / "decoder")
-    made = read_json(folder.parent / recordings / ASKED)["windows"]
-
-    def windows(**options: Any) -> Any:
-        return batches(dataset, model.tokenize, **made, **options)
-
-    return model, windows
+    return model, partial(trial_windows, place, load_recordings(place), model)
 
 
 def decoding(
@@ -275,6 +355,7 @@ def decoding(
     from ..decoders import decode_trials, decoding_table, linear_table
 
     model, make = open_decoder(folder, recordings, decoder)
+    tasks = trial_tasks(model, trials_of(folder.parent / recordings))
     tables = []
     for name, window in windows.items():
         every = make(window=(window[0], window[1]))
@@ -282,5 +363,5 @@ def decoding(
         columns = {"seed": seed, "window": name, "split": "select and report"}
         trials = decode_trials(model, held_out)
         tables.append(decoding_table(trials, decoder="transformer", **columns))
-        tables.append(linear_table(every, model.readout_specs, decoder="linear", **columns))
+        tables.append(linear_table(every, tasks, decoder="linear", **columns))
     write_table(pd.concat(tables, ignore_index=True), folder, "decoding")

@@ -115,22 +115,30 @@ def write_nwb(
     eye=True,
     seed=0,
     tuned=True,
+    responsive=False,
     **layout,
 ):
     """Write a session and return the preferred direction of each cell, in degrees.
 
     ``decay`` (s) is that of the cells' calcium; ``layout`` goes to the session's stimuli.
+    ``responsive`` cells also answer static gratings near their orientation, some scenes and some
+    moments of the movies, and every third of them runs along.
     """
     rng = np.random.default_rng(seed)
     show = SESSIONS[session_type](rng, **layout)
     n_frames = show.now + 60
     times = 10.0 + np.arange(n_frames) / RATE
     preferred = rng.choice(DIRECTIONS, n_cells)
-    dff = _traces(rng, show, preferred, n_frames, decay, noise, tuned)
+    more, speed = 0.0, None
+    if responsive:
+        apart = np.random.default_rng([seed, 1])  # what is made without it stays as it is
+        speed = _running(apart, n_frames)
+        more = _other_answers(apart, show, preferred, n_frames, speed)
+    dff = _traces(rng, show, preferred, n_frames, decay, noise, tuned, more)
     with h5py.File(path, "w") as file:
         _about(file, session_id, session_type, genotype, donor, container, area, depth)
         _cells(file, rng, session_id, dff, times)
-        _behaviour(file, rng, n_frames, times, eye)
+        _behaviour(file, rng, n_frames, times, eye, speed)
         _stimuli(file, show, times)
     return preferred
 
@@ -143,7 +151,33 @@ def _grating_order(rng, n):
     return rows
 
 
-def _traces(rng, show, preferred, n_frames, decay, noise, tuned):
+def _running(rng, n_frames):
+    """Speed (cm/s) that comes and goes over some ten seconds."""
+    slow = np.repeat(rng.standard_normal(n_frames // 300 + 2), 300)
+    smooth = np.convolve(slow, np.ones(150) / 150, mode="same")[:n_frames]
+    return (20 * np.maximum(smooth, 0)).astype(np.float32)
+
+
+def _other_answers(rng, show, preferred, n_frames, speed):
+    """What drives cells beside drifting gratings: static ones, scenes, movies and running."""
+    drive = np.zeros((len(preferred), n_frames))
+    names = [n for n in show.rows if n.startswith("natural")]
+    likes = {name: rng.integers(0, 118, (len(preferred), 12)) for name in names}
+    for name, rows in show.rows.items():
+        for value, (first, last) in zip(rows, show.frames[name], strict=True):
+            if name == "static_gratings" and not np.isnan(value[0]):
+                away = np.deg2rad(2 * (value[0] - preferred))
+                drive[:, first:last] += 2 * np.exp(2 * np.cos(away) - 2)[:, None]
+            elif name == "natural_scenes":
+                drive[:, first:last] += 2 * (likes[name] == value).any(1)[:, None]
+            elif name in likes:
+                near = (np.abs(likes[name][:, :2] % (len(rows) // 2) - value) < 4).any(1)
+                drive[:, first:last] += near[:, None]
+    drive[::3] += 0.03 * speed
+    return drive
+
+
+def _traces(rng, show, preferred, n_frames, decay, noise, tuned, more):
     """Cells fire more to gratings near their direction; each event decays."""
     drive = np.zeros((len(preferred), n_frames))
     shown = zip(
@@ -154,7 +188,7 @@ def _traces(rng, show, preferred, n_frames, decay, noise, tuned):
         if not blank:
             away = np.deg2rad(direction - preferred) if tuned else np.full(len(preferred), 1.0)
             drive[:, first:last] += np.exp(2 * np.cos(away) - 2)[:, None]
-    drive = drive * (rng.random(drive.shape) < 0.15)
+    drive = (drive + more) * (rng.random(drive.shape) < 0.15)
     dff, kept = np.zeros_like(drive), np.exp(-1 / (decay * RATE))
     for i in range(1, n_frames):
         dff[:, i] = kept * dff[:, i - 1] + drive[:, i]
@@ -237,9 +271,10 @@ def _cells(file, rng, session_id, dff, times):
     module["Fluorescence/imaging_plane_1_neuropil_response/r"] = np.full(n_cells, 0.5, np.float32)
 
 
-def _behaviour(file, rng, n_frames, times, eye):
+def _behaviour(file, rng, n_frames, times, eye, speed):
     module = file[PIPELINE]
-    speed = np.abs(np.cumsum(rng.standard_normal(n_frames)) % 40 - 20).astype(np.float32)
+    walk = np.abs(np.cumsum(rng.standard_normal(n_frames)) % 40 - 20).astype(np.float32)
+    speed = walk if speed is None else speed.copy()
     speed[:3] = np.nan
     speed[100:110] = np.nan
     _series(module.create_group("BehavioralTimeSeries"), "running_speed", speed, times)
