@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, write_table
-from .stages import DURING, open_decoder
+from .stages import DURING, MOST_WINDOWS, fit_windows, open_decoder
 
 SHOWN = 12
 COVARIATES = ("running", "pupil")
@@ -34,17 +34,18 @@ def dictionary(
     """
     from ..activations import harvest
     from ..hooks import hook_model
+    from ..recordings import load_recordings
     from ..saes import evaluate_sae, seed_stability, train_sae, untrained_decoder
 
     model, windows = open_decoder(folder, recordings, decoder)
     hooked = hook_model(model)
-    every = windows(window=tuple(window))
-    fit = every.where(lambda labels: labels["split"] == "fit")
+    place = folder.parent / recordings
+    fit = fit_windows(place, load_recordings(place), model, window, MOST_WINDOWS, seed)
     acts = harvest(hooked, fit, hook)
     sae = train_sae(acts, seed=seed, out=folder / "sae", **settings)
     other = train_sae(acts, seed=seed + OTHER_SEED, **settings)
     untrained = untrained_decoder(hooked, sae, fit, seed=seed, out=folder / "untrained")
-    held_out = every.where(lambda labels: labels["split"] != "fit")
+    held_out = windows(window=tuple(window), split=["select", "report"])
     table = evaluate_sae(hooked, sae, held_out, acts=acts, untrained=untrained, seed=seed)
     for name, rows in {
         "sae_eval": table,
