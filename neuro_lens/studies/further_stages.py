@@ -13,7 +13,15 @@ import pandas as pd
 
 from ..base import NeuroLensError, read_json, read_table, write_table
 from .feature_stages import left_out, recorded_units
-from .stages import ASKED, DURING, new_decoder, open_decoder
+from .stages import (
+    ASKED,
+    DURING,
+    MOST_WINDOWS,
+    fit_windows,
+    new_decoder,
+    open_decoder,
+    trial_windows,
+)
 
 HELD_OUT = ("select", "report")
 STREAM = "hook_resid_post"
@@ -259,7 +267,7 @@ def unseen(
     from ..activations import harvest
     from ..decoders import add_recordings, train_decoder
     from ..hooks import hook_model
-    from ..recordings import batches, load_recordings
+    from ..recordings import load_recordings
     from ..saes import train_sae
     from ..tuning import predict_between, trial_codes
 
@@ -270,17 +278,16 @@ def unseen(
     new = load_recordings(place, ids)
     model = new_decoder(core, shape, window, seed, **asked["decoder"])
 
-    def windows(dataset: Any, split: Any) -> Any:
-        during = (window[0], window[1])
-        return batches(dataset, model.tokenize, split=split, window=during, **asked["windows"])
-
-    train_decoder(model, windows(core, "fit"), seed=seed, **training)
-    acts = harvest(hook_model(model), windows(core, "fit"), hook)
+    train_decoder(model, fit_windows(place, core, model, window), seed=seed, **training)
+    fit = fit_windows(place, core, model, window, MOST_WINDOWS, seed)
+    acts = harvest(hook_model(model), fit, hook)
     sae = train_sae(acts, seed=seed, **settings)
     fitted = {k: v for k, v in training.items() if k != "weight_decay"}
     fitted["steps"] = max(1, training["steps"] // 4)
-    add_recordings(model, new, lambda _: windows(new, "fit"), seed=seed, **fitted)
-    tested = windows(new, list(HELD_OUT))
+    add_recordings(
+        model, new, lambda grown: fit_windows(place, new, grown, window), seed=seed, **fitted
+    )
+    tested = trial_windows(place, new, model, window=tuple(window), split=list(HELD_OUT))
     codes = trial_codes(hook_model(model), sae, tested, allow_other_decoder=True)
     rows = []
     for variable in between:
