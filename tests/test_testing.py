@@ -8,43 +8,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from neuro_lens import NeuroLensError, Task
-from neuro_lens.hooks import Attention, HookedDecoder, In, Out, Residual, hook_model, registry
+from neuro_lens.hooks import Attention, In, Out, Residual, hook_model, registry
 from neuro_lens.hooks import residual as residual_module
 from neuro_lens.testing import check_adapter
 
-
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn, self.mlp, self.aside = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, x, valid=None):
-        self.aside(x)
-        x = x + self.dropout(self.branch(x))
-        return x + self.dropout(self.mlp(x))
-
-    def branch(self, x):
-        return self.attn(x)
-
-
-X, VALID = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
-INPUTS = {"x": X, "valid": VALID}
-GOOD = [
-    Residual("b.hook_attn_out", "b.hook_resid_mid", "attn", axis="time"),
-    Residual("b.hook_mlp_out", "b.hook_resid_post", "mlp", axis="time"),
-]
-TASK = Task("y", "regression", 4, lambda o, i: o[i["valid"]], lambda i: i["valid"])
-
-
-def hooked(taps, decoder=None, **kwargs):
-    return hook_model(decoder or Small(), taps, masks={"time": "valid"}, **kwargs)
-
-
-def broken_by(decoder, inputs=INPUTS):
-    with pytest.raises(NeuroLensError, match="breaks") as error:
-        check_adapter(decoder, inputs)
-    return str(error.value).partition("promise(s): ")[2].split("; ")
+from .small_decoder import GOOD, INPUTS, TASK, VALID, Small, X, broken_by, hooked, in_block
 
 
 def test_a_good_adapter_passes_with_a_table():
@@ -163,26 +131,6 @@ class Notices(Small):
         noticed = bool(self.attn._forward_hooks) and self.when()
         branch = self.attn(x)
         return self.change(branch) if noticed else branch
-
-
-class Block(nn.Module):
-    """A decoder inside a module that can be checkpointed."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x, valid=None):
-        return self.inner(x)
-
-
-def in_block(inner, kind=None):
-    taps = [
-        Residual("b.hook_attn_out", "b.hook_resid_mid", "inner.attn", axis="time"),
-        Out("q", "inner.mlp", axis="time"),
-    ]
-    decoder = hooked(taps, Block(inner))
-    return decoder if kind is None else of(kind, decoder)
 
 
 def more(x):
@@ -406,185 +354,6 @@ def test_gradients_that_do_not_arrive_are_named():
 
     found = broken_by(hooked([Out("a", "attn", axis="time")], Stops()))
     assert found == ["a backward hook at 'a' does not fire"]
-
-
-class Swallows(Small):
-    def branch(self, x):
-        try:
-            return self.attn(x)
-        except Exception:
-            return x
-
-
-class Leaves(Small):
-    def branch(self, x):
-        self.half = True
-        branch = self.attn(x)
-        del self.half
-        return branch
-
-
-class Remembers(Small):
-    def __init__(self):
-        super().__init__()
-        self.failed = 0
-
-    def branch(self, x):
-        try:
-            return self.attn(x) + self.failed
-        except Exception:
-            self.failed = 1
-            raise
-
-
-@pytest.mark.parametrize(
-    ("decoder", "said"),
-    [
-        (Swallows, "an exception raised in a hook at 'a' does not come out"),
-        (Leaves, "an exception raised in a hook at 'a' leaves something on 'the decoder'"),
-        (Remembers, "after an exception raised in a hook, an idle call gives another output"),
-    ],
-)
-def test_what_an_exception_leaves_is_named(decoder, said):
-    assert said in broken_by(hooked([Out("a", "attn", axis="time")], decoder()))
-
-
-def test_state_that_a_second_hooked_decoder_overwrites_is_named():
-    class Holds(Small):
-        held = None
-
-        def forward(self, x, valid=None):
-            self.held = x + self.attn(x)
-            y = self.mlp(x)
-            return self.held + y
-
-    taps = [Out("a", "attn", axis="time"), Out("m", "mlp", axis="time")]
-    assert broken_by(hooked(taps, Holds())) == [
-        "a second HookedDecoder called in a hook changes what is written at 'a'"
-    ]
-
-
-def of(kind, hooked):
-    return kind(hooked.decoder, hooked.sites, hooked.tasks, hooked.masks, hooked.timestamps)
-
-
-class Sees(HookedDecoder):
-    """Sees that another is in the middle of a call."""
-
-    inside = 0
-
-    def _live_call(self, args, kwargs, **run):
-        Sees.inside += 1
-        try:
-            output = super()._live_call(args, kwargs, **run)
-        finally:
-            Sees.inside -= 1
-        return (output[0] + 1, output[1]) if Sees.inside else output
-
-
-class NotIdle(HookedDecoder):
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        return output if self._live or self._splices else output + 1
-
-
-class Doubles(HookedDecoder):
-    def _enable_hook(self, name, hook, dir):
-        if dir == "bwd":
-            given = hook
-
-            def hook(gradient, hook):
-                given(gradient, hook=hook)
-                return (gradient * 2,)
-
-        super()._enable_hook(name, hook, dir)
-
-
-class Unwatched(HookedDecoder):
-    def _run(self, plan, run, args, kwargs):
-        run.grad = False
-        return super()._run(plan, run, args, kwargs)
-
-
-class NeverCompiled(HookedDecoder):
-    def forward(self, *args, **kwargs):
-        with torch.compiler.set_stance("force_eager"):
-            return super().forward(*args, **kwargs)
-
-
-class StaysCompiled(HookedDecoder):
-    def _run(self, plan, run, args, kwargs):
-        from neuro_lens.hooks.run import current
-
-        try:
-            plan.install()
-            current.run = run
-            with torch.compiler.set_stance("default"):
-                return self.decoder(*args, **kwargs)
-        finally:
-            current.run = None
-            plan.remove(run)
-
-
-class Unpicklable(HookedDecoder):
-    def __reduce__(self):
-        raise TypeError("cannot be pickled")
-
-
-class PicklesAnother(HookedDecoder):
-    def __reduce__(self):
-        return fresh_weights, self._remake
-
-
-def fresh_weights(kind, arguments):
-    return kind(Small().eval(), *arguments[1:])
-
-
-class Shares(Small):
-    def __deepcopy__(self, memo):
-        return self
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (NotIdle, "an idle call differs from the decoder's own in eval mode"),
-        (Sees, "a second HookedDecoder of the decoder sees the first one's hooks"),
-        (Doubles, "backward hooks change the gradients"),
-        (NeverCompiled, "an idle call does not run what was compiled"),
-        (Unpicklable, "pickling in eval mode: TypeError cannot be pickled"),
-        (PicklesAnother, "a pickled HookedDecoder gives another output"),
-        (PicklesAnother, "a deep copy of the HookedDecoder gives another output"),
-    ],
-)
-def test_a_hooked_decoder_that_breaks_a_promise_is_named(kind, said):
-    assert said in broken_by(of(kind, hooked(GOOD)))
-
-
-def test_a_change_in_a_checkpointed_block_that_does_not_raise_is_named():
-    found = broken_by(in_block(Small(), Unwatched))
-    assert all("in a checkpointed block does not raise" in s for s in found)
-    assert len(found) == 2
-
-
-def test_a_live_call_that_stays_compiled_is_named():
-    found = broken_by(of(StaysCompiled, hooked(GOOD)))
-    assert "a live call with a compiled module is not the eager one" in found
-    assert "reading hook points with a compiled module changes the output" in found
-
-
-def test_a_copy_that_shares_the_decoder_is_named():
-    found = broken_by(hooked(GOOD, Shares()))
-    assert any("shares modules, weights or hooks" in s for s in found)
-
-
-def test_what_cannot_be_copied_is_said():
-    class Single(Small):
-        def __deepcopy__(self, memo):
-            raise TypeError("there is one")
-
-    with pytest.warns(UserWarning, match="Single cannot be deep-copied; .* were not checked"):
-        check_adapter(hooked(GOOD, Single()), INPUTS)
 
 
 class Indexed(nn.Module):
