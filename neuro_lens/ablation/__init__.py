@@ -2,6 +2,7 @@
 
 from ..saes import untrained_decoder
 from ..tuning import feature_groups
+from .dissociation import balanced_weights, dissociated_answers, named_beforehand
 from .doses import DoseResponse, dose_response
 from .engine import Prefix, run_edits
 from .errors import error_table
@@ -21,7 +22,9 @@ __all__ = [
     "Prefix",
     "ablate_units",
     "ablation_study",
+    "balanced_weights",
     "cross_fitted_study",
+    "dissociated_answers",
     "dose_response",
     "double_dissociation",
     "driving_units",
@@ -30,6 +33,7 @@ __all__ = [
     "greedy_features",
     "interventions_over_time",
     "minimal_sets",
+    "named_beforehand",
     "probe_after",
     "rank_features",
     "run_edits",

@@ -1,0 +1,353 @@
+"""Double dissociation in the decoder's own answers, with what else varies held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..activations import harvest
+from ..base import Batch, NeuroLensError, as_batch, check_choice
+from ..tuning import TrialCodes, feature_groups, trial_codes, tune
+from .controls import match_alive
+from .intervals import block_weights, bootstrap_interval, holm, rank_p
+from .scene import Scene
+from .study import _pair_recordings, check_sae
+from .tables import FAIR, N_BOOTSTRAP
+from .trials import check_task
+
+FLIPS = 9999
+HALVES = (("select", "report"), ("report", "select"))
+
+
+def dissociated_answers(
+    hooked: Any,
+    sae: Any,
+    select: Iterable[Any],
+    report: Iterable[Any],
+    targets: Mapping[str, Any],
+    *,
+    within: str | None = None,
+    n_features: int = 6,
+    controls: int = 999,
+    seed: int = 0,
+    hook: str | None = None,
+    use_error_term: bool = False,
+    allow_other_decoder: bool = False,
+) -> pd.DataFrame:
+    """Remove the features of each of two variables and score the decoder's answers to both.
+
+    Each answer should lose more by its own variable's features than by the other's: then neither
+    set is only the more damaging one. Features are chosen on one half of the trials, of each
+    variable with the other one held fixed, and removed on the other half; then the halves swap.
+    A feature that is chosen for both variables is removed for neither.
+
+    What goes with a variable may be what the decoder reads in its place (a choice that goes with
+    a stimulus). ``within`` holds it fixed: features are chosen with it held fixed too, and every
+    mean is over trials weighted so that in each stratum all values of the variable weigh alike
+    (overlap weights; a stratum that lacks a value has no weight). There it says nothing of the
+    variable, so an answer that rests on it loses nothing on average.
+
+    Parameters
+    ----------
+    hooked : HookedDecoder
+        With a classification for each of the two variables, named as it is.
+    sae : SAE
+    select, report : iterable of Batch
+        The two halves, with targets of both tasks; each recording is studied on its own.
+    targets : mapping of str to value
+        Two variables, of each the value whose features are removed.
+    within : str, optional
+        A label to hold fixed; trials that lack it are left out.
+    n_features : int
+        Features removed for each variable, at most.
+    controls : int
+        Pairs of random sets that remove as much, in mass and norm, from the target's trials.
+    seed : int
+    hook, use_error_term, allow_other_decoder
+        As in `neuro_lens.ablation.ablation_study`.
+
+    Returns
+    -------
+    DataFrame
+        A row per recording and variable: ``recording_id``, ``hook``, ``variable``, ``value``,
+        ``other``, ``within``, ``n_trials`` (with a weight) and ``n_blocks``, ``n_features`` (mean
+        over halves), ``own_nats`` and ``other_nats`` (extra log-loss without its own features,
+        without the other's), ``lead`` (their difference) with ``low`` and ``high`` (95 %,
+        bootstrap over repeat blocks, this recording only), ``p_trials`` (one-sided, signs of the
+        blocks' sums flipped), ``controls_lead`` (mean of the ``n_controls`` random pairs) and
+        ``off_by`` (relative difference of the median matched set). The same in both rows of a
+        recording: ``smaller_lead``, ``p_controls`` (its rank among the random pairs' smaller
+        leads; NaN where sets are off by more than a fifth) and ``p``, the largest of all three:
+        two sets that know nothing of the variables can differ between the answers as well, which
+        a test over trials alone would take for a dissociation. NaN where no feature was chosen.
+
+    Raises
+    ------
+    NeuroLensError
+        As `neuro_lens.ablation.cross_fitted_study`; unless there are two variables; and where the
+        strata leave no trials to compare.
+    """
+    if len(targets) != 2:
+        raise NeuroLensError(
+            f"a double dissociation is between two variables, and {len(targets)} were given; name "
+            "two, each with the value whose features are removed"
+        )
+    names = list(targets)
+    tasks = {name: check_task(hooked, name) for name in names}
+    halves = {"select": [as_batch(b) for b in select], "report": [as_batch(b) for b in report]}
+    hook = check_sae(hooked, sae, hook, {}, allow_other_decoder)
+    study = _Study(hooked, sae, hook, dict(targets), tasks, within, n_features, controls, seed)
+    rows = []
+    for recording_id, own in _pair_of_both(halves, study).items():
+        rng = np.random.default_rng([seed, 31])
+        folds = [study.fold(own[on], own[tested], use_error_term, rng) for on, tested in HALVES]
+        table = _recording(study, folds, rng)
+        rows.append(table.assign(recording_id=recording_id))
+    found = pd.concat(rows, ignore_index=True)
+    return found[["recording_id", *(c for c in found if c != "recording_id")]]
+
+
+def named_beforehand(
+    table: pd.DataFrame, recordings: Sequence[str], alpha: float = 0.05
+) -> pd.DataFrame:
+    """Return a verdict on each recording, corrected over those that were named beforehand.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `dissociated_answers`.
+    recordings : sequence of str
+        The recordings that were to be tested; all others are described.
+    alpha : float
+
+    Returns
+    -------
+    DataFrame
+        A row per recording: ``recording_id``, ``within``, ``smaller_lead``, ``p``, ``tested``
+        (whether it was named), ``p_corrected`` (Holm over the named ones, of which one without a
+        p counts as 1; NaN for the others), ``dissociated`` (NA for the others) and ``words``.
+    """
+    for name in recordings:
+        check_choice("recording", name, table["recording_id"].unique())
+    columns = ["recording_id", "within", "smaller_lead", "p", "p_controls", "off_by"]
+    rows = table.sort_values("off_by").drop_duplicates("recording_id", keep="last")
+    found = rows[columns].sort_values("recording_id", ignore_index=True)
+    tested = found["recording_id"].isin(recordings)
+    found["tested"] = tested
+    found["p_corrected"] = holm(found["p"].fillna(1.0).where(tested).to_numpy())
+    shown = (found["p_corrected"] <= alpha).astype("boolean")
+    found["dissociated"] = shown.where(tested, pd.NA)
+    found["words"] = [_words(row, int(tested.sum()), alpha) for row in found.itertuples()]
+    return found.drop(columns=["p_controls", "off_by"])
+
+
+def balanced_weights(
+    values_t: np.ndarray | pd.Series, strata_t: np.ndarray | pd.Series
+) -> np.ndarray:
+    """Return weights by which, in each stratum, all values weigh alike.
+
+    A stratum weighs the harmonic mean of its values' numbers of trials, divided by the number of
+    values (overlap weights, Li, Morgan and Zaslavsky 2018): nothing where a value is missing.
+
+    Parameters
+    ----------
+    values_t, strata_t : array, shape (n_trials,)
+        Trials without a value or a stratum have no weight.
+
+    Returns
+    -------
+    array, shape (n_trials,)
+    """
+    table = pd.DataFrame({"value": np.asarray(values_t), "stratum": np.asarray(strata_t)})
+    known = table.dropna()
+    count = known.groupby(["stratum", "value"]).size().unstack(fill_value=0)
+    whole = 1 / (1 / count.where(count > 0)).sum(axis=1, min_count=count.shape[1])
+    weight_sv = (1 / count.where(count > 0)).mul(whole, axis=0).fillna(0.0).stack()
+    weight = np.zeros(len(table))
+    weight[known.index] = weight_sv.loc[list(zip(known["stratum"], known["value"], strict=True))]
+    return weight
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What removing both sets, and their matched random ones, does to both answers.
+
+    ``extra[variable]`` has a row a set (own, the other's, then those of the random pairs, first
+    matched to own, then to the other's) and a column a trial.
+    """
+
+    trials: pd.DataFrame
+    groups: dict[str, list[int]]
+    extra: dict[str, np.ndarray]
+    off_by: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What is shared by all recordings."""
+
+    hooked: Any
+    sae: Any
+    hook: str
+    targets: dict[str, Any]
+    tasks: dict[str, Any]
+    within: str | None
+    n_features: int
+    controls: int
+    seed: int
+
+    def other(self, variable: str) -> str:
+        """Return the other variable."""
+        return next(name for name in self.targets if name != variable)
+
+    def fold(
+        self, on: list[Batch], tested: list[Batch], use_error_term: bool, rng: np.random.Generator
+    ) -> _Fold:
+        """Choose features on some trials and remove them on others."""
+        acts = harvest(self.hooked, on, self.hook)
+        groups = self.choose(trial_codes(acts, self.sae, allow_other_decoder=True))
+        labels = pd.concat([b.labels for b in tested], ignore_index=True)
+        labels = labels.drop_duplicates("trial").set_index("trial", drop=False)
+        sets: list[Any] = []
+        scenes, off_by = {}, {}
+        for name, task in self.tasks.items():
+            scene = Scene(self.hooked, self.hook, tested, task, name)
+            scenes[name] = scene.splice(self.sae, use_error_term)
+            mine = scene.trials.is_value[scene.trials.values.index(self.targets[name])]
+            amounts = scenes[name].spliced.amounts(mine)
+            matched = match_alive(*amounts, groups[name], self.controls, rng)
+            off_by[name] = float(np.median(matched.error)) if groups[name] else float("nan")
+            sets += [groups[name], *matched.sets]
+        size = self.controls + 1
+        extra = {}
+        for i, (name, spliced) in enumerate(scenes.items()):
+            loss = spliced.remove(sets, f"answers to {name}").loss - spliced.base.loss
+            mine, theirs = loss[i * size :][:size], loss[(1 - i) * size :][:size]
+            extra[name] = np.stack([mine, theirs])
+        trials = labels.loc[next(iter(scenes.values())).trials.table["trial"]]
+        return _Fold(trials.reset_index(drop=True), groups, extra, off_by)
+
+    def choose(self, codes: TrialCodes) -> dict[str, list[int]]:
+        """Return the features of each variable's value, with all else held fixed."""
+        found = {}
+        for name, value in self.targets.items():
+            given = [self.other(name), *([self.within] if self.within else [])]
+            table = tune(codes, variables=[name], given=given, n_permutations=1, seed=self.seed)
+            groups = feature_groups(table, name, n=self.n_features)
+            found[name] = [int(f) for f in groups.get(value, [])]
+        shared = set.intersection(*map(set, found.values()))
+        return {name: [f for f in group if f not in shared] for name, group in found.items()}
+
+
+def _pair_of_both(
+    halves: Mapping[str, list[Batch]], study: _Study
+) -> dict[str, dict[str, list[Batch]]]:
+    """Return the halves of each recording, with the targets of both tasks."""
+    tasks = list(study.tasks.values())
+    first, second = (_pair_recordings(halves, task) for task in tasks)
+    for recording_id, own in first.items():
+        for half, parts in own.items():
+            for part, other in zip(parts, second[recording_id][half], strict=True):
+                part.targets.update(other.targets)
+                wanted = [*study.targets, *([study.within] if study.within else [])]
+                for name in wanted:
+                    check_choice("label", name, part.labels.columns)
+    return first
+
+
+def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) -> pd.DataFrame:
+    trials = pd.concat([f.trials.assign(half=i) for i, f in enumerate(folds)], ignore_index=True)
+    blocks = pd.factorize(trials["half"].astype(str) + "/" + trials["block"].astype(str))[0]
+    chosen = all(group for f in folds for group in f.groups.values())
+    leads, rows = [], []
+    for name in study.targets:
+        weight = _weights(study, trials, name)
+        extra = np.concatenate([f.extra[name] for f in folds], axis=2) * weight
+        nats = extra.sum(2) / weight.sum()
+        leads.append(nats[0] - nats[1])
+        more = extra[0, 0] - extra[1, 0]
+        used = weight > 0
+        row = {
+            "hook": study.hook,
+            "variable": name,
+            "value": study.targets[name],
+            "other": study.other(name),
+            "within": study.within or "",
+            "n_trials": int(used.sum()),
+            "n_blocks": len(np.unique(blocks[used])),
+            "n_features": float(np.mean([len(f.groups[name]) for f in folds])),
+            "own_nats": nats[0, 0],
+            "other_nats": nats[1, 0],
+            "lead": leads[-1][0],
+        }
+        row["low"], row["high"] = _interval(more[used], weight[used], blocks[used], rng)
+        row["p_trials"] = _flipped(more[used], blocks[used], rng) if chosen else np.nan
+        row["controls_lead"] = leads[-1][1:].mean() if study.controls else np.nan
+        row["off_by"] = max(f.off_by[name] for f in folds)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    smaller = np.minimum(*leads)
+    fair = chosen and table["off_by"].max() <= FAIR
+    p_controls = rank_p(smaller[0], smaller[1:]) if fair else float("nan")
+    p = max(*table["p_trials"], p_controls) if fair else float("nan")
+    whole = {"n_controls": study.controls, "smaller_lead": smaller[0], "p_controls": p_controls}
+    return table.assign(**whole, p=p)
+
+
+def _weights(study: _Study, trials: pd.DataFrame, variable: str) -> np.ndarray:
+    """Return the weight of each trial for one variable's answers."""
+    if study.within is None:
+        return trials[variable].notna().to_numpy().astype(float)
+    weight = balanced_weights(trials[variable], trials[study.within])
+    if not weight.any():
+        raise NeuroLensError(
+            f"no value of {study.within!r} has trials of all values of {variable!r}, so it cannot "
+            "be held fixed; leave out within or give more trials"
+        )
+    return weight
+
+
+def _interval(
+    more: np.ndarray, weight: np.ndarray, blocks: np.ndarray, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return the interval of a weighted mean, of whose terms ``more`` holds the products."""
+    drawn = block_weights(blocks, N_BOOTSTRAP, rng)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = (drawn @ more) / (drawn @ weight)
+    return bootstrap_interval(draws, [len(np.unique(blocks))])
+
+
+def _flipped(more: np.ndarray, blocks: np.ndarray, rng: np.random.Generator) -> float:
+    """Return how often the sum over blocks is as large once their signs are random."""
+    sums = np.bincount(pd.factorize(blocks)[0], weights=more)
+    if len(sums) < 2:
+        return 1.0
+    found = stats.permutation_test(
+        (sums,),
+        lambda x, axis: x.sum(axis=axis),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=FLIPS,
+        vectorized=True,
+        rng=rng,
+    )
+    return float(found.pvalue)
+
+
+def _words(row: Any, n_tested: int, alpha: float) -> str:
+    fixed = f" with {row.within} held fixed" if row.within else ""
+    if np.isnan(row.p):
+        off = row.off_by > FAIR
+        why = "no random sets remove as much" if off else "no feature was chosen for one of the two"
+        said = f"no dissociation could be tested{fixed}: {why}"
+    else:
+        said = f"the smaller of both leads is {row.smaller_lead:+.3f} nats{fixed} (p = {row.p:.3g})"
+    if not row.tested:
+        return f"{said}; described, not tested"
+    verdict = "dissociated" if row.p_corrected <= alpha else "no dissociation shown"
+    return f"{verdict}: {said}; corrected over {n_tested} recordings p = {row.p_corrected:.3g}"
