@@ -47,6 +47,8 @@ COLUMNS = {
     "reproducibility": "hook seed_a seed_b given feature_a correlation baseline p_floor "
     "reproducible status",
     "unseen": "variable n_animals n_core accuracy chance p p_floor words",
+    "multitask": "recording_id task metric value chance condition variable draw n_features hook "
+    "seed",
     "left_out": "table recording_id hook why",
 }
 

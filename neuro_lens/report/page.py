@@ -15,6 +15,7 @@ from .confounds import before_section, covariates_section
 from .decoding import decoding_section
 from .dictionary import dictionary_section
 from .features import features_section
+from .many_tasks import many_tasks_section
 from .more import more_section
 from .removal import ablation_section, decision_section
 from .stimulus_or_answer import stimulus_or_answer_section
@@ -43,6 +44,7 @@ def write_report(results: str | Path) -> Path:
     read = Results(results)
     sections = [
         decoding_section(read),
+        many_tasks_section(read),
         dictionary_section(read),
         features_section(read),
         stimulus_or_answer_section(read),

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, read_json, write_table
+from ..report.many_tasks import BARE, RANDOM, REMOVED, SAE
 from .stages import ASKED, open_decoder
-
-BARE, SAE, REMOVED, RANDOM = "bare", "SAE", "without features", "without random features"
 
 
 class _Condition(NamedTuple):
