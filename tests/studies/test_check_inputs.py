@@ -11,7 +11,8 @@ from neuro_lens.studies.stages import ASKED, check_inputs
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     simulate(folder, n_animals=2, n_units=3, n_repeats=4)
-    write_json(folder / ASKED, {"decoder": {"trials": "drifting_gratings", "targets": None}})
+    trials = {"trials": "drifting_gratings"}
+    write_json(folder / ASKED, {"decoder": {**trials, "targets": None}, "windows": trials})
     return folder
 
 
