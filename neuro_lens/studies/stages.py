@@ -161,7 +161,9 @@ def trial_windows(folder: Path, dataset: Any, decoder: Any, **options: Any) -> A
 
     asked = read_json(folder / ASKED)
     names = recordings_with_trials(folder, dataset)
-    tokenize = partial(decoder.tokenize, tasks=trial_tasks(decoder, asked["decoder"]["trials"]))
+    tokenize = decoder.tokenize
+    if asked["decoder"]["tasks"] == PUBLISHED:
+        tokenize = partial(tokenize, tasks=trial_tasks(decoder, asked["decoder"]["trials"]))
     return batches(dataset, tokenize, **{**asked["windows"], "recording_ids": names}, **options)
 
 
