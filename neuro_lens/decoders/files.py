@@ -102,9 +102,21 @@ def load_decoder(folder: str | Path) -> nn.Module:
 
 
 def decoder_class(name: str) -> Any:
-    """Return the class of ours that has a name."""
+    """Return the class of ours that has a name.
+
+    Raises
+    ------
+    NeuroLensError
+        For an unknown name, or where torch_brain is not installed.
+    """
     check_choice("decoder class", name, CLASSES)
-    return getattr(importlib.import_module(f".{CLASSES[name]}", __package__), name)
+    try:
+        return getattr(importlib.import_module(f".{CLASSES[name]}", __package__), name)
+    except ImportError as error:
+        raise NeuroLensError(
+            f"{name} needs torch_brain 0.2.1 or newer ({error}); install it with: "
+            "pip install 'neuro-lens[poyo]'"
+        ) from None
 
 
 def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:

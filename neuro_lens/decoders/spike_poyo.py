@@ -8,19 +8,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch_brain.models import POYO
 
 from ..base import NeuroLensError
 from .calcium_poyo_plus import fresh_copy, give_vocabularies, token_indices
 from .readouts import Readout
-
-try:
-    from torch_brain.models import POYO
-except ImportError as error:
-    raise NeuroLensError(
-        f"decoders of spikes need torch_brain 0.2.1 or newer ({error}); "
-        "install it with: pip install 'neuro-lens[poyo]'"
-    ) from None
-
 
 class SpikePOYO(POYO):  # type: ignore[misc]
     """torch_brain's POYO, asked for several things at once, and saved like our other decoders.

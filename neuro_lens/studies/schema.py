@@ -80,6 +80,10 @@ class Decoder(_Fields):
 
     Attributes
     ----------
+    model : str
+        ``calcium_poyo_plus``, of sampled values, or ``poyo``, torch_brain's own, of spikes: see
+        `neuro_lens.decoders.CalciumPOYOPlus` and ``SpikePOYO``. Spikes are neither pooled, scaled,
+        disturbed nor mixed.
     dim, depth, dim_head, cross_heads, self_heads, num_latents_per_step : int
         See `neuro_lens.decoders.CalciumPOYOPlus`.
     latent_step : float
@@ -103,6 +107,7 @@ class Decoder(_Fields):
         Windows are mixed with others of their recording, by shares from Beta(mixup, mixup).
     """
 
+    model: Literal["calcium_poyo_plus", "poyo"] = "calcium_poyo_plus"
     dim: Count = 64
     depth: Count = 2
     dim_head: Count = 32

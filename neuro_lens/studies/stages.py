@@ -22,6 +22,7 @@ MOST_WINDOWS = 20000
 """Windows of many tasks that a dictionary is trained on: 1.3 GB at the published sizes."""
 DURING = "stimulus"
 BEFORE = "pre-stimulus"
+MODELS = {"calcium_poyo_plus": "CalciumPOYOPlus", "poyo": "SpikePOYO"}
 NO_ANIMALS = ("recording_id", "trial", "split", "start", "end", "block", "subject_id")
 
 
@@ -255,15 +256,20 @@ def new_decoder(
     tasks: str = "trials",
 ) -> Any:
     """Return an untrained decoder of the tasks, units and recordings of a dataset."""
-    from ..decoders import CalciumPOYOPlus, multitask_readouts
+    from ..decoders import multitask_readouts
+    from ..decoders.files import decoder_class
 
     readouts = trial_readouts(dataset, trials, targets) if tasks != PUBLISHED else None
     readouts = multitask_readouts(dataset) if readouts is None else readouts
+    sizes = dict(shape)
+    made = decoder_class(MODELS[sizes.pop("model")])
+    if made.__name__ == "SpikePOYO":
+        sizes.pop("pool")  # a token is a spike
     torch.manual_seed(seed)
-    model = CalciumPOYOPlus(
+    model = made(
         sequence_length=float(window[1] - window[0]),
         readout_specs={n: asdict(r) for n, r in readouts.items()},
-        **shape,
+        **sizes,
     )
     model.init_vocabs(dataset)
     return model

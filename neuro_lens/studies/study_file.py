@@ -148,6 +148,26 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
             f"ablation.variable is {study.ablation.variable!r}, but features are chosen by "
             f"tuning.variables ({', '.join(study.tuning.variables)}); choose one of them",
         )
+    if study.decoder.model == "poyo" and study.recordings.tasks == "published":
+        yield (
+            ("decoder", "model"),
+            "decoder.model is 'poyo', and recordings.tasks: published are tasks of calcium traces; "
+            "leave one of them out",
+        )
+    of_values = {
+        "recordings.pool": (study.recordings.pool, 1),
+        "recordings.normalise": (study.recordings.normalise, None),
+        "decoder.noise": (study.decoder.noise, 0),
+        "decoder.mixup": (study.decoder.mixup, 0),
+    }
+    wrong = {name: off for name, (value, off) in of_values.items() if value != off}
+    if study.decoder.model == "poyo" and wrong:
+        said = ", ".join(f"{n}: {'null' if off is None else off}" for n, off in wrong.items())
+        yield (
+            ("decoder", "model"),
+            "decoder.model is 'poyo', which reads spikes, and these have no values to be pooled, "
+            f"scaled, disturbed or mixed; set {said}",
+        )
 
 
 def _sentence(place: tuple, problems: list[Any]) -> str:

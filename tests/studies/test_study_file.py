@@ -48,6 +48,18 @@ def test_a_dumped_study_loads_again():
         ("name: a\nrecordings:\n  sorce: x\n", 3, "did you mean 'recordings.source'?"),
         ("name: a\nseed: [1]\n", 2, "did you mean 'seeds'?"),
         ("name: a\n\n\nwobble: {x: 1}\n", 4, "there are name, seeds"),
+        ("name: a\ndecoder:\n  dim: 8\n  model: poyoo\n", 4, "'calcium_poyo_plus' or 'poyo'"),
+        (
+            "name: a\ndecoder:\n  noise: 0\n  model: poyo\n",
+            4,
+            "set recordings.pool: 1, recordings.",
+        ),
+        (
+            "name: a\nrecordings: {pool: 1, normalise: null}\ndecoder:\n  mixup: 0\n"
+            "  model: poyo\n",
+            5,
+            "mixed; set decoder.noise: 0",
+        ),
         ("name: a\nsae:\n  d_sae: 16\n  k: eight\n", 4, "sae.k is 'eight'"),
         ("name: a\ndecoder:\n  steps: true\n", 3, "its default is 1200"),
         ("name: a\nsae: {architecture: topkk}\n", 2, "'batchtopk', 'topk'"),
