@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .cli_prepare import prepare
+from .cli_prepare import convert_checkpoint, prepare
 
 DIFFERENT = 1
 BAD_INPUT = 2
@@ -203,6 +203,7 @@ def data() -> None:
 
 
 data.add_command(prepare)
+data.add_command(convert_checkpoint)
 
 
 @data.command("import")

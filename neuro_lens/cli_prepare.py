@@ -1,4 +1,4 @@
-"""The commands ``neuro-lens data prepare …``: published data sets to torch_brain files."""
+"""The commands ``neuro-lens data prepare …`` and ``convert-checkpoint``: others' files to ours."""
 
 from __future__ import annotations
 
@@ -48,3 +48,30 @@ def allen(
             click.echo(out / f"{row.session}.h5")
     counts = table["status"].value_counts().sort_index()
     click.echo(", ".join(f"{n} {status}" for status, n in counts.items()), err=True)
+
+
+@click.command("convert-checkpoint")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--yes", is_flag=True, help="Do not ask: the file may run code.")
+def convert_checkpoint(checkpoint: Path, out: Path, yes: bool) -> None:
+    """Turn a checkpoint that holds more than weights into safetensors and JSON.
+
+    Reading such a file runs the code that it names. It is read in a process of its own, which sees
+    neither environment variables nor paths of this one but has your rights: convert only what you
+    trust.
+    """
+    from .base import NeuroLensError
+    from .decoders import converting
+
+    named = ", ".join(converting.foreign_classes(checkpoint)) or "nothing but weights"
+    asked = f"{checkpoint} names {named}. Run it in a process of its own?"
+    try:
+        agreed = yes or click.confirm(asked, err=True)
+    except click.Abort:
+        agreed = False
+    if not agreed:
+        raise NeuroLensError(f"{checkpoint} was not converted; it names {named}; agree with --yes")
+    for lost in converting.convert_checkpoint(checkpoint, out, trusted=True):
+        click.echo(f"not kept: {lost}", err=True)
+    click.echo(out)

@@ -56,13 +56,13 @@ def multitask(
         step=model.sequence_length / 2,
         normalise=read_json(place / ASKED)["windows"]["normalise"] is not None,
     )
-    chosen, left_out = {}, []
+    chosen: dict[str, list[int]] = {}
+    sets: dict[str, list[list[int]]] = {}
+    left_out: list[dict[str, str]] = []
     if removed:
         codes = trial_codes(hooked, sae, make(window=tuple(window), split="select")).dense()
         chosen, left_out = choices(codes, removed, n_features, seed, hook)
         sets = random_sets(codes, sae, chosen, draws, seed)
-    else:
-        sets = {}
     tables = []
     for condition in _conditions(hooked, sae, chosen, sets):
         with condition.within:
