@@ -20,6 +20,7 @@ from ..base import (
     refuse_foreign,
     write_json,
 )
+from .converting import read_converted
 
 CLASSES = {"CalciumPOYOPlus": "calcium_poyo_plus", "SpikePOYO": "spike_poyo"}
 """The module of each class; that of torch_brain's POYO is imported where it is asked for."""
@@ -128,7 +129,8 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
     Parameters
     ----------
     path : path
-        Read with ``weights_only=True``: nothing in it is executed.
+        Read with ``weights_only=True``: nothing in it is executed. Or a folder that
+        ``neuro-lens data convert-checkpoint`` made of one that this refuses.
     decoder : CalciumPOYOPlus or SpikePOYO
         Built with the checkpoint's sizes.
 
@@ -142,11 +144,16 @@ def load_checkpoint(path: str | Path, decoder: nn.Module) -> nn.Module:
     if not path.exists():
         raise NeuroLensError(f"there is no checkpoint {path}; check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = (
+            read_converted(path)
+            if path.is_dir()
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise NeuroLensError(
             f"{path} holds objects that are not weights ({_first_class(str(error))}) and loading "
-            "them would run code; save its state_dict alone with torch.save"
+            "them would run code; if you trust where it comes from, neuro-lens data "
+            f"convert-checkpoint {path} --out FOLDER makes a folder that can be loaded"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise NeuroLensError(
