@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from neuro_lens.report.many_tasks import kept_table, removal_table, removal_words, task_in_words
+
 HOOK = "blocks."
 TRAINED = (
     "The decoder's core was trained on these animals too: this does not say that their {} is told "
@@ -28,12 +30,14 @@ def claims_table(folder: Path) -> pd.DataFrame:
         "The SAE keeps decoding performance": _kept,
         "Features respond selectively to orientation": _tuned,
         "Features respond selectively to the Cre line": partial(_between, "cre_line"),
+        "The Cre line is told in animals that the core never saw": partial(_unseen, "cre_line"),
         "Features respond selectively to the area": partial(_between, "area"),
         "Features respond selectively to the depth": partial(_between, "depth"),
         "Features respond selectively to the session type": partial(_between, "session_type"),
         "Features go with running": partial(_covariate, "running"),
         "Features go with the pupil": partial(_covariate, "pupil"),
         "Ablating a variable's features impairs that variable": _ablated,
+        "Ablating orientation's features impairs which tasks": partial(_costs, "orientation"),
         "Ablating the Cre line's features impairs it": _line_ablated,
     }
     return pd.DataFrame(
@@ -82,6 +86,12 @@ def _kept(folder: Path) -> str:
             f"{rows['accuracy_sae'].mean():.2f} with the SAE, {rows['agreement'].mean():.2f} of "
             "answers unchanged"
         )
+    if (folder / "multitask.parquet").exists():
+        parts += [
+            f"{task_in_words(row.task)} at {row.hook}: {row.metric} {row.bare:.3f} bare, {row.sae:.3f} with "
+            "the SAE"
+            for row in kept_table(_read(folder, "multitask")).itertuples()
+        ]
     return "; ".join(parts)
 
 
@@ -116,13 +126,43 @@ def _covariate(name: str, folder: Path) -> str:
     return f"{n} of {len(rows)} tests of features at q < .05, given the stimulus or not"
 
 
+def _unseen(variable: str, folder: Path) -> str:
+    rows = _read(folder, "unseen")
+    rows = rows[rows["variable"] == variable]
+    if rows.empty:
+        return f"not measured: tuning.between of the study lacks {variable}"
+    said = [
+        f"{row.accuracy:.2f} of {row.n_animals:.0f} animals' lines predicted (chance "
+        f"{row.chance:.2f}), p {row.p:.2g}, of which the smallest possible is {row.p_floor:.2g}"
+        if row.accuracy == row.accuracy
+        else row.words
+        for row in rows.itertuples()
+    ]
+    return "; ".join(said)
+
+
 def _all_tasks(folder: Path) -> str:
-    decoded = ", ".join(sorted(_read(folder, "decoding")["variable"].unique()))
-    return f"not measured: {decoded} of gratings alone; multitask_table scores all tasks"
+    kept = kept_table(_read(folder, "multitask")).drop_duplicates("task")
+    return "; ".join(
+        f"{task_in_words(row.task)} {row.bare:.3f} ({row.metric}, chance {row.chance:.3f}, "
+        f"{row.n_recordings} recordings)"
+        for row in kept.itertuples()
+    )
+
+
+def _costs(variable: str, folder: Path) -> str:
+    removed = removal_table(_read(folder, "multitask"))
+    removed = removed[removed["variable"] == variable]
+    if removed.empty:
+        return f"not measured: no features of {variable} were chosen"
+    return " ".join(
+        removal_words(rows, variable, str(hook)) for hook, rows in removed.groupby("hook")
+    )
 
 
 def _line_ablated(folder: Path) -> str:
-    return "not measured: the decoder decodes no Cre line, so its features' removal impairs none"
+    no = "the decoder decodes no Cre line, so that itself is not measured. "
+    return no + _costs("cre_line", folder)
 
 
 def _ablated(folder: Path) -> str:

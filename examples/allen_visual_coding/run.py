@@ -2,10 +2,12 @@
 
     python examples/allen_visual_coding/run.py --out results/allen [--quick] [--raw FOLDER]
 
-Without --raw, twelve sessions are made up: four animals of each of three Cre lines, about twenty
-tuned cells each, whose calcium decays at another rate in each line. --same-decay makes the lines
-alike, so that what is found between them is false; it has folders of its own under --out. --quick
-is a shorter training with fewer controls, to see that everything runs.
+Without --raw, sessions are made up: drifting gratings and movies for twelve animals, four of each
+of three Cre lines, and static gratings and scenes for one of each line; about twenty tuned cells
+each, whose calcium decays at another rate in each line. --same-decay makes the lines alike, so that
+what is found between them is false. --shuffled permutes what was shown among the presentations of
+each block, so that tuning that is found is false. Both have folders of their own under --out.
+--quick is a shorter training with fewer controls, to see that everything runs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import yaml
 from claims import claims_table
@@ -27,48 +30,79 @@ HERE = Path(__file__).parent
 MADE_UP = HERE.parents[1] / "tests" / "recordings" / "made_up_nwb.py"
 LINES = {"Cux2-CreERT2": 0.3, "Rorb-IRES2-Cre": 0.6, "Ntsr1-Cre_GN220": 1.2}
 QUICK = {
-    "decoder": {"steps": 600},
+    "decoder": {"steps": 800},
     "sae": {"steps": 600, "d_sae": 128, "k": 8},
     "tuning": {"permutations": 999},
     "ablation": {"controls": 99},
 }
+ANIMALS, CORE = 12, 3
+SHUFFLED = ("drifting_gratings", "static_gratings", "natural_scenes")
+KEPT = ("start", "end", "timestamps", "block")
 
 
 def make_sessions(raw: Path, same_decay: bool) -> None:
-    """Write twelve made-up sessions of type A."""
+    """Write made-up sessions: type A of every animal, type B of the first of each line."""
     spec = importlib.util.spec_from_file_location("made_up_nwb", MADE_UP)
     sys.modules["made_up_nwb"] = made_up = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made_up)
     raw.mkdir(parents=True, exist_ok=True)
-    for number in range(12):
-        line = list(LINES)[number % 3]
+    for number in range(ANIMALS + CORE):
+        animal, line = number % ANIMALS, list(LINES)[number % 3]
+        kind = "three_session_A" if number < ANIMALS else "three_session_B"
+        shown = {"trials": 28} if number < ANIMALS else {"trials": 120}
         path = raw / f"{700000000 + number}.nwb"
         if path.exists():
             continue
-        rng = np.random.default_rng([1, number])  # a session is the same, whichever are there
+        rng = np.random.default_rng([1, animal])  # a session is the same, whichever are there
         part = path.with_suffix(".part")
         made_up.write_nwb(
             part,
             700000000 + number,
+            session_type=kind,
             genotype=f"{line}/wt;Camk2a-tTA/wt;Ai93(TITL-GCaMP6f)/Ai93(TITL-GCaMP6f)",
-            donor=300000 + number,
-            container=600000000 + number,
+            donor=300000 + animal,
+            container=600000000 + animal,
             area=str(rng.choice(["VISp", "VISl"])),
             depth=int(rng.choice([175, 275, 375])),
             n_cells=int(rng.integers(18, 23)),
             decay=0.6 if same_decay else LINES[line],
             noise=0.3,
             seed=number,
-            trials=28,
-            movie=20,
+            responsive=True,
+            movie=40,
+            repeats=4,
+            **shown,
         )
         part.replace(path)
 
 
-def study_of(quick: bool, prepared: Path) -> dict:
-    """Return the study's fields, its recordings those that were prepared."""
+def shuffle_labels(prepared: Path) -> None:
+    """Permute what was shown among the presentations of each block of each prepared session."""
+    for path in sorted(prepared.glob("*.h5")):
+        rng = np.random.default_rng(int(path.stem))
+        with h5py.File(path, "r+") as file:
+            if file.attrs.get("shuffled"):
+                continue
+            for name in set(SHUFFLED) & set(file):
+                stimulus = file[name]
+                order = np.arange(len(stimulus["start"]))
+                for block in np.unique(stimulus["block"][:]):
+                    rows = np.flatnonzero(stimulus["block"][:] == block)
+                    order[rows] = rng.permutation(rows)
+                for key in set(stimulus) - set(KEPT):
+                    stimulus[key][:] = stimulus[key][:][order]
+            file.attrs["shuffled"] = True
+
+
+def study_of(quick: bool, prepared: Path, made_up: bool) -> dict:
+    """Return the study's fields, its recordings those that were prepared.
+
+    Of made-up sessions three animals of each line are held out to predict their line.
+    """
     study = yaml.safe_load((HERE / "study.yaml").read_text())
     study["recordings"]["source"] = str(prepared.resolve())
+    if made_up:
+        study["tuning"]["unseen"] = [str(700000000 + n) for n in range(CORE, ANIMALS)]
     for section, fields in (QUICK if quick else {}).items():
         study[section] = {**study[section], **fields}
     return study
@@ -81,6 +115,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--same-decay", action="store_true")
+    parser.add_argument("--shuffled", action="store_true")
     given = parser.parse_args()
     start = time.time()
     raw, setting = given.raw, "-same-decay" if given.same_decay else ""
@@ -89,10 +124,14 @@ def main() -> None:
         make_sessions(raw, given.same_decay)
     elif given.same_decay:
         parser.error("--same-decay is of made-up sessions; leave out --raw or --same-decay")
+    setting += "-shuffled" if given.shuffled else ""
     sessions = given.out / f"prepared{setting}"
     prepare_allen(raw, sessions, split="blocks")
+    if given.shuffled:
+        shuffle_labels(sessions)
     prepared = time.time()
-    report = run_study(study_of(given.quick, sessions), given.out / f"study{setting}")
+    study = study_of(given.quick, sessions, made_up=given.raw is None)
+    report = run_study(study, given.out / f"study{setting}")
     for row in claims_table(report.parent).itertuples():
         print(f"{row.claim}: {row.measured}\n")
     print(f"prepared in {prepared - start:.0f} s, studied in {time.time() - prepared:.0f} s")

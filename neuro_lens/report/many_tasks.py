@@ -94,11 +94,11 @@ def removal_words(rows: pd.DataFrame, variable: str, hook: str) -> str:
     than = f"than without each of {plural(int(sets), 'random set')} that remove as much"
     if lost.empty:
         return f"{start}, no task is decoded worse {than}."
-    said = [f"{task(r.task)} ({number(r.change, sign=True)})" for r in lost.itertuples()]
+    said = [f"{task_in_words(r.task)} ({number(r.change, sign=True)})" for r in lost.itertuples()]
     return f"{start}, worse {than}: {listing(said)}, of {plural(len(rows), 'task')}."
 
 
-def task(name: str) -> str:
+def task_in_words(name: str) -> str:
     """Return a task's name in words."""
     return name.replace("_", " ")
 
@@ -119,7 +119,9 @@ def _kept(table: pd.DataFrame) -> Grid:
         first = own.iloc[0]
         with_sae = own.set_index("hook")["sae"].reindex(hooks)
         shown = [number(v, 3) for v in (first["chance"], first["bare"], *with_sae)]
-        rows.append([task(first["task"]), first["metric"], str(first["n_recordings"]), *shown])
+        rows.append(
+            [task_in_words(first["task"]), first["metric"], str(first["n_recordings"]), *shown]
+        )
     return Grid(
         ["task", "score", "recordings", "chance", "bare", *(f"SAE at {h}" for h in hooks)],
         rows,
@@ -139,7 +141,7 @@ def _costs(removed: pd.DataFrame) -> Grid:
             f"{number(r.random_high, 3, sign=True)})"
             for r in by.itertuples()
         ]
-        rows.append([task(str(name)), *shown])
+        rows.append([task_in_words(str(name)), *shown])
     return Grid(
         ["task", *(f"without {v}" for v in variables)],
         rows,

@@ -41,8 +41,9 @@ class Stimuli:
         self.rest()
 
 
-def session_a(rng, trials=24, movie=60, breaks=0):
+def session_a(rng, trials=24, movie=60, breaks=0, repeats=2):
     """Three blocks of drifting gratings between movies; ``breaks`` cuts the gratings further."""
+    long = np.tile(np.arange(2 * movie), repeats // 2)
     show = Stimuli()
     order = _grating_order(rng, 3 * trials)
     for block in range(3):
@@ -51,18 +52,18 @@ def session_a(rng, trials=24, movie=60, breaks=0):
             show.show("drifting_gratings", part, 60, grey=30)
             show.rest()
         if block == 0:
-            show.show("natural_movie_three", np.arange(2 * movie), 1)
+            show.show("natural_movie_three", long, 1)
             show.rest()
-            show.show("natural_movie_one", np.tile(np.arange(movie), 2), 1)
+            show.show("natural_movie_one", np.tile(np.arange(movie), repeats), 1)
         elif block == 1:
-            show.show("natural_movie_three", np.arange(2 * movie), 1)
+            show.show("natural_movie_three", long, 1)
             show.rest()
             show.spontaneous(300)
         show.rest()
     return show
 
 
-def session_b(rng, trials=40, movie=60):
+def session_b(rng, trials=40, movie=60, repeats=2):
     """Static gratings and natural scenes, a quarter of a second each, around a movie."""
     show = Stimuli()
     static = [(o, s, p) for o in range(0, 180, 30) for s in (0.02, 0.04, 0.08, 0.16, 0.32)
@@ -75,7 +76,7 @@ def session_b(rng, trials=40, movie=60):
         show.rest()
         if block == 0:
             show.spontaneous(300)
-            show.show("natural_movie_one", np.tile(np.arange(movie), 2), 1)
+            show.show("natural_movie_one", np.tile(np.arange(movie), repeats), 1)
             show.rest()
     return show
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,7 +29,9 @@ def test_every_study_file_is_one(path):
 def test_the_published_configurations_have_the_published_sizes(name, shape):
     study = load_study(FOLDER / f"{name}.yaml")
     fields, published = study.decoder.model_dump(), dict(SHAPES[shape])
-    assert study.recordings.window == (0.0, published.pop("sequence_length"))
+    start, end = study.recordings.window
+    assert end - start == published.pop("sequence_length")
+    assert study.recordings.tasks == "published"
     assert study.recordings.pool == 1
     assert {name: fields[name] for name in published} == published
 
@@ -88,6 +91,7 @@ def test_what_a_study_does_not_measure_is_said(tmp_path):
     ):
         assert table[f"Features {claim}"].startswith("not measured")
     assert table["Ablating the Cre line's features impairs it"].startswith("not measured")
+    assert table["The decoder decodes all published tasks"].startswith("not measured")
 
 
 def test_a_claim_without_its_table_is_said_to_be_not_measured(tmp_path):
@@ -105,3 +109,50 @@ def test_a_claim_without_its_table_is_said_to_be_not_measured(tmp_path):
     assert table["The SAE keeps decoding performance"] == (
         "not measured: sae_eval.parquet is missing"
     )
+
+
+def test_shuffled_labels_stay_in_their_blocks_and_are_shuffled_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    run = module("run")
+    monkeypatch.delitem(sys.modules, "claims")
+    path = tmp_path / "7.h5"
+    block = np.repeat(np.arange(5), 8)
+    with h5py.File(path, "w") as file:
+        shown = file.create_group("drifting_gratings")
+        shown["start"], shown["end"], shown["timestamps"] = np.arange(40.0), np.arange(40.0), block
+        shown["block"], shown["orientation"] = block, np.tile(np.arange(8) * 45.0, 5)
+        shown["orientation_id"] = np.tile(np.arange(8), 5)
+    run.shuffle_labels(tmp_path)
+    with h5py.File(path) as file:
+        once = file["drifting_gratings/orientation"][:]
+        np.testing.assert_array_equal(once, file["drifting_gratings/orientation_id"][:] * 45.0)
+        np.testing.assert_array_equal(file["drifting_gratings/start"][:], np.arange(40.0))
+    assert (once != np.tile(np.arange(8) * 45.0, 5)).mean() > 0.5
+    assert all(sorted(once[block == b]) == sorted(np.arange(8) * 45.0) for b in range(5))
+    run.shuffle_labels(tmp_path)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["drifting_gratings/orientation"][:], once)
+
+
+def test_claims_about_all_tasks_and_unseen_animals_are_those_of_the_tables(tmp_path):
+    row = {"recording_id": "a", "task": "running_speed", "metric": "r2", "chance": 0.0}
+    row |= {"hook": "blocks.0.x", "seed": 0, "variable": "", "draw": -1, "n_features": 0}
+    mine = {**row, "variable": "cre_line", "n_features": 6}
+    pd.DataFrame([
+        {**row, "condition": "bare", "value": 0.5}, {**row, "condition": "SAE", "value": 0.4},
+        {**mine, "condition": "without features", "value": 0.1},
+        {**mine, "condition": "without random features", "draw": 0, "value": 0.3},
+    ]).to_parquet(tmp_path / "multitask.parquet")  # fmt: skip
+    unseen = {"variable": "cre_line", "accuracy": 0.78, "chance": 1 / 3, "n_animals": 9,
+              "p": 0.01, "p_floor": 0.0006, "words": ""}  # fmt: skip
+    pd.DataFrame([unseen]).to_parquet(tmp_path / "unseen.parquet")
+    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
+    assert table["The decoder decodes all published tasks"] == (
+        "running speed 0.500 (r2, chance 0.000, 1 recordings)"
+    )
+    assert (
+        "running speed (−0.30), of 1 task." in table["Ablating the Cre line's features impairs it"]
+    )
+    told = table["The Cre line is told in animals that the core never saw"]
+    assert told.startswith("0.78 of 9 animals' lines predicted (chance 0.33), p 0.01")
+    assert told.endswith("smallest possible is 0.0006")
