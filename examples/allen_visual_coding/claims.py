@@ -88,8 +88,8 @@ def _kept(folder: Path) -> str:
         )
     if (folder / "multitask.parquet").exists():
         parts += [
-            f"{task_in_words(row.task)} at {row.hook}: {row.metric} {row.bare:.3f} bare, {row.sae:.3f} with "
-            "the SAE"
+            f"{task_in_words(row.task)} at {row.hook}: {row.metric} {row.bare:.3f} bare, "
+            f"{row.sae:.3f} with the SAE"
             for row in kept_table(_read(folder, "multitask")).itertuples()
         ]
     return "; ".join(parts)
