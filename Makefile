@@ -18,7 +18,7 @@ help:
 	@echo "make clean  remove both environments and caches"
 
 demo: $(VENV)/.installed
-	$(BIN)/neuro-lens demo --out demo
+	$(BIN)/neuro-lens demo --out demo --workers 2
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest
