@@ -36,7 +36,7 @@ SIZES = {
     "dim_head": 32, "cross_heads": 2, "self_heads": 4,
     "ffn_dropout": 0.2, "lin_dropout": 0.4, "atn_dropout": 0.2,
 }  # fmt: skip
-BATCH, LR = 64, 2e-3
+BATCH, LR = 32, 2e-3
 
 
 def ours(folder, seeds, steps, sessions, cells=12):
@@ -207,7 +207,7 @@ def main():
     parser.add_argument("part", nargs="?", choices=["ours", "theirs"])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sessions", type=int, default=6)
     given = parser.parse_args()
     torch.set_num_threads(1)
