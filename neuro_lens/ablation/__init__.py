@@ -13,6 +13,7 @@ from .search import greedy_features, minimal_sets, rank_features
 from .sequences import sequence_folds, sequence_specificity
 from .study import AblationStudy, ablation_study, cross_fitted_study
 from .sufficiency import sufficiency
+from .summaries import summarise_interventions
 from .units import ablate_units, driving_units
 from .words import verdict
 
@@ -41,6 +42,7 @@ __all__ = [
     "sequence_folds",
     "sequence_specificity",
     "sufficiency",
+    "summarise_interventions",
     "untrained_decoder",
     "verdict",
 ]

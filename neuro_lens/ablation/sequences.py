@@ -39,6 +39,8 @@ class SequenceFold:
     n_features, off_by : array, shape (n_values,)
         Size of each set, and by what share its median control is off in mass or norm.
     n_trials : int
+    accuracy : float
+        Of the decoder as it is.
     """
 
     recording_id: str
@@ -52,6 +54,7 @@ class SequenceFold:
     n_features: np.ndarray
     off_by: np.ndarray
     n_trials: int
+    accuracy: float = float("nan")
 
     @property
     def judged(self) -> np.ndarray:
@@ -72,7 +75,7 @@ class SequenceSpecificity(NamedTuple):
         ``p_shift`` (rank of ``above`` among all rotations of the assignment of sets to values;
         never below ``p_shift_floor``, 1 / the number of values), ``n_above`` of ``n_judged`` values
         whose contrast is above that of their controls, with ``p_sign`` (exact, one-sided);
-        ``n_values``, ``n_folds``, ``n_blocks`` and ``n_trials``.
+        ``n_values``, ``n_folds``, ``n_blocks``, ``n_trials`` and the bare decoder's ``accuracy``.
     values : DataFrame
         A row per recording and value: ``n_features``, ``on_target``, ``near`` (values closer than
         ``apart``), ``far`` (extra nats), ``contrast``, ``controls``, ``above``, ``percentile``
@@ -162,6 +165,7 @@ def sequence_folds(
                 np.array([len(s) for s in sets]),
                 np.array([float(np.median(matched[v].error)) for v in trials.values]),
                 len(trials),
+                float(scene.bare.correct[0].mean()),
             )
         )
     return folds
@@ -286,6 +290,7 @@ def _recording(
         "n_folds": len(folds),
         "n_blocks": sum(len(f.blocks_bgv) for f in folds),
         "n_trials": sum(f.n_trials for f in folds),
+        "accuracy": float(_mean(folds, lambda f: np.array([f.accuracy]))[0]),
     }
     front = list(origin)
     return (

@@ -23,6 +23,16 @@ RULES: dict[str, tuple[float, float, float, float]] = {
     "reproducibility": (10.0, 0.0, 2e5, 0.0),
     "unseen": (60.0, 0.0, 2e4, 0.0),
     "multitask": (30.0, 0.0, 2e4, 0.0),
+    "exchanged": (3.0, 0.0, 4e6, 0.0),
+    "doses": (3.0, 2.0e-2, 2e5, 0.0),
+    "sufficiency": (3.0, 2.0e-2, 1e5, 0.0),
+    "probe": (10.0, 1.0, 1e5, 0.0),
+    "over_time": (5.0, 0.0, 1e5, 0.0),
+    "units": (20.0, 0.1, 1e5, 0.0),
+    "search": (15.0, 2.0e-2, 2e5, 0.0),
+    "dissociation": (5.0, 0.0, 1e5, 0.0),
+    "interventions": (5.0, 0.0, 2e5, 0.0),
+    "sequence": (10.0, 0.1, 2e5, 0.0),
 }
 """By stage: seconds at least, seconds per unit of work, bytes at least, bytes per unit of size."""
 
@@ -68,6 +78,7 @@ def estimate(stage: str, cell: Cell, known: Sequence[Mapping[str, Any]]) -> Esti
 
 
 def _rule(stage: str, params: Mapping[str, Any]) -> tuple[float, float]:
+    stage = stage.removeprefix("exchanged ")
     work, size = work_of(stage, params)
     least_seconds, per_work, least_bytes, per_size = RULES[stage]
     return least_seconds + per_work * work, least_bytes + per_size * size
@@ -86,6 +97,8 @@ def work_of(stage: str, params: Mapping[str, Any]) -> tuple[float, float]:
         return params["permutations"] * len(params["variables"]) * len(params["windows"]), 1
     if stage == "ablation":
         return params["controls"] + 200, params["controls"] + 200
+    if stage != "unseen" and "controls" in params:
+        return params["controls"], 1
     return 1, 1
 
 

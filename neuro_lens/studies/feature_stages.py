@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, write_table
+from .made import left_out
 from .stages import DURING, MOST_WINDOWS, fit_windows, open_decoder
 
 SHOWN = 12
@@ -186,12 +187,6 @@ def left_out_of_tuning(tested: pd.DataFrame, codes: Any) -> pd.DataFrame:
         if note.startswith(start)
     ]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
-
-
-def left_out(table: str, recording_id: str, hook: str, why: object) -> pd.DataFrame:
-    """Return a row of the table ``left_out``."""
-    row = {"table": table, "recording_id": recording_id, "hook": hook, "why": str(why)}
-    return pd.DataFrame([row])
 
 
 def answer_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, read_json, read_table, write_table
-from .feature_stages import left_out, recorded_units
+from .feature_stages import recorded_units
+from .made import Made
 from .stages import (
     ASKED,
     DURING,
@@ -57,7 +58,7 @@ def probes(
     saes = [load_sae(folder.parent / name / "sae") for name in dictionaries]
     of_saes = [sae.cfg.metadata.hook_name for sae in saes]
     stream = [hook for hook in hooked.hook_dict if hook.endswith(STREAM)]
-    made = _Made(", ".join(of_saes))
+    made = Made(", ".join(of_saes))
     hooks = list(dict.fromkeys([*stream, *of_saes]))
     options: dict[str, Any] = {"saes": saes, "seed": seed, "control_tasks": 1, "n_folds": FOLDS}
     options["k"] = [k for k in SPARSE_PROBES if all(k <= sae.cfg.d_sae for sae in saes)]
@@ -106,7 +107,7 @@ def comparisons(
     held_out = every.where(lambda labels: labels["split"] != "fit")
     codes = trial_codes(hooked, sae, held_out)
     strongest = strongest_features(read_table(folder.parent / tuning / "tuning.parquet"))
-    made = _Made(codes.hook)
+    made = Made(codes.hook)
     for rid, units in recorded_units(held_out).items():
         fit = every.where(lambda t, rid=rid: (t["split"] == "fit") & (t["recording_id"] == rid))
         given: Any = strongest.get(rid, [])
@@ -140,41 +141,6 @@ def _kinds(trials: pd.DataFrame, variables: Sequence[str]) -> list[Any]:
     from ..tuning import find_variable
 
     return [replace(find_variable(trials, name), slow=None) for name in variables]
-
-
-class _Made:
-    """The tables that a stage makes, and what could not be measured, in words."""
-
-    def __init__(self, hook: str) -> None:
-        self.hook = hook
-        self.tables: dict[str, list[pd.DataFrame]] = {}
-
-    def call(
-        self,
-        recording_id: str,
-        table: str,
-        function: Callable[..., Any],
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        """Return what a function gives; of a recording that it refuses, None, and note why."""
-        try:
-            return function(*args, **options)
-        except NeuroLensError as error:
-            self.add("left_out", left_out(table, recording_id, self.hook, error))
-            return None
-
-    def add(self, name: str, table: pd.DataFrame | None) -> None:
-        """Keep a table, if there is one."""
-        if table is not None and len(table):
-            self.tables.setdefault(name, []).append(table)
-
-    def write(self, folder: Path, seed: int | None = None) -> None:
-        """Write every table, its parts together, with the seed where there is one."""
-        for name, parts in self.tables.items():
-            table = pd.concat(parts, ignore_index=True)
-            table = table if seed is None else table.assign(seed=seed)
-            write_table(table.astype({"id": str}) if "id" in table else table, folder, name)
 
 
 def strongest_features(tested: pd.DataFrame, n: int = ATTRIBUTED) -> dict[str, list[int]]:
@@ -233,7 +199,7 @@ def reproducibility(
         sae = load_sae(folder.parent / dictionary / "sae")
         held_out = make(window=tuple(window), split=list(HELD_OUT))
         codes.append(trial_codes(hook_model(model), sae, held_out))
-    made = _Made(codes[0].hook)
+    made = Made(codes[0].hook)
     options: dict[str, Any] = {"n_shuffles": SHUFFLES, "alpha": alpha, "seed": seed}
     for (a, first), (b, second) in combinations(zip(seeds, codes, strict=True), 2):
         for given in (None, variables[0]):

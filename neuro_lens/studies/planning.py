@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..base import Cell, hash_json
 from .inputs import IMPORTED, input_hashes, recordings_folder
-from .schema import Study
+from .schema import Study, resolved
 from .stages import BEFORE, DURING, PUBLISHED
+from .verb_planning import VERBS, asked_of_removal
 
 STAGES = "neuro_lens.studies.stages"
 FEATURE_STAGES = "neuro_lens.studies.feature_stages"
@@ -18,9 +18,10 @@ MANY_TASKS = "neuro_lens.studies.many_tasks"
 SIGNALS = ("running", "pupil")
 RANDOM_SETS = 3
 WAVES = (
-    ("decoder",),
-    ("decoding", "dictionary"),
-    ("tuning", "ablation", "probes", "unseen", "multitask"),
+    ("exchanged",),
+    ("decoder", "exchanged decoder"),
+    ("decoding", "dictionary", "exchanged dictionary"),
+    ("tuning", "ablation", "probes", "unseen", "multitask", *VERBS, "interventions", "sequence"),
     ("comparisons", "reproducibility"),
 )
 TABLES: dict[str, str | tuple[str, ...]] = {
@@ -42,6 +43,22 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "ablation_confusions": "ablation",
     "ablation_matching": "ablation",
     "ablation_specificity": "ablation",
+    "ablation_errors": "ablation",
+    "doses": "doses",
+    "dose_areas": "doses",
+    "sufficiency": "sufficiency",
+    "probe_after": "probe",
+    "over_time": "over_time",
+    "ablated_units": "units",
+    "search": "search",
+    "search_ranked": "search",
+    "minimal_sets": "search",
+    "dissociation": "dissociation",
+    "interventions": "interventions",
+    "intervention_trials": "interventions",
+    "sequence": "sequence",
+    "sequence_values": "sequence",
+    "sequence_shifts": "sequence",
     "probe_map": "probes",
     "beside_units": "comparisons",
     "noise": "comparisons",
@@ -49,11 +66,15 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "attribution_units": "comparisons",
     "generalisation": "comparisons",
     "drift": "comparisons",
-    "left_out": ("tuning", "probes", "comparisons", "reproducibility", "multitask"),
+    "left_out": (
+        *("tuning", "probes", "comparisons", "reproducibility", "multitask"),
+        *(*VERBS, "sequence"),
+    ),
     "reproducibility": "reproducibility",
     "unseen": "unseen",
     "multitask": "multitask",
 }
+REMOVED = {"variable", "n_features", "recordings", "controls", "negative"}
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")
 
 
@@ -93,7 +114,7 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
             )
             plan.append(("tuning", tuning))
             if hook in _ablated(study):
-                ablation = study.ablation.model_dump(exclude={"hook", "decision_hook"})
+                ablation = study.ablation.model_dump(include=REMOVED)
                 ablation["studied"] = ablation.pop("recordings")
                 plan.append(
                     (
@@ -104,7 +125,7 @@ def plan_cells(study: Study) -> list[tuple[str, Cell]]:
                         ),
                     )
                 )
-    return plan + _further(study, plan) + _multitask(study, plan)
+    return plan + asked_of_removal(study, plan) + _further(study, plan) + _multitask(study, plan)
 
 
 def _multitask(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
@@ -116,7 +137,7 @@ def _multitask(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Ce
     cells = []
     for trained in [cell for stage, cell in plan if stage == "dictionary"]:
         shared = {key: trained.params[key] for key in ("recordings", "decoder", "hook", "seed")}
-        of_hook = trained.params["hook"] == _resolved(study.ablation.hook, study.decoder.depth)
+        of_hook = trained.params["hook"] == resolved(study.ablation.hook, study.decoder.depth)
         removed = list(dict.fromkeys(variables)) if of_hook else []
         params = {**shared, **asked, "dictionary": trained.name, "removed": removed}
         params["draws"] = RANDOM_SETS
@@ -158,7 +179,7 @@ def _unseen(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]
     settings = study.sae.model_dump(exclude={"hooks"})
     between = list(study.tuning.between)
     asked: dict[str, Any] = {"held_out": list(study.tuning.unseen), "between": between}
-    asked |= {"hook": _resolved(study.ablation.hook, study.decoder.depth), "settings": settings}
+    asked |= {"hook": resolved(study.ablation.hook, study.decoder.depth), "settings": settings}
     return [
         ("unseen", Cell(f"{FURTHER_STAGES}:unseen", {**d, **asked, "alpha": study.tuning.alpha}))
         for d in decoders
@@ -189,16 +210,9 @@ def _recordings(study: Study) -> Cell:
 
 def _hooks(study: Study) -> list[str]:
     """Return the hooks by name: ``blocks.-1`` is the last block."""
-    return [_resolved(hook, study.decoder.depth) for hook in study.sae.hooks]
+    return [resolved(hook, study.decoder.depth) for hook in study.sae.hooks]
 
 
 def _ablated(study: Study) -> list[str]:
     wanted = [study.ablation.hook, study.ablation.decision_hook]
-    return [_resolved(hook, study.decoder.depth) for hook in wanted if hook]
-
-
-def _resolved(hook: str, depth: int) -> str:
-    def count_from_end(match: re.Match) -> str:
-        return f"blocks.{depth + int(match[1])}."
-
-    return re.sub(r"^blocks\.(-\d+)\.", count_from_end, hook)
+    return [resolved(hook, study.decoder.depth) for hook in wanted if hook]

@@ -116,6 +116,7 @@ class _NothingBegunError(Exception):
 
 def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> None:
     """Run the cells that are missing, wave by wave."""
+    from .checking import check_removal
     from .stages import check_inputs
 
     cells, every = out / "cells", unique_cells(plans)
@@ -126,6 +127,7 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
                 watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
                 for plan in plans.values():
                     check_inputs(cells / plan[0][1].name, plan)
+                    check_removal(cells / plan[0][1].name, plan)
             except Exception as error:
                 raise _NothingBegunError(error) from None
             _name_unused(cells, every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,9 @@ Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Verb = Literal[
+    "doses", "sufficiency", "probe", "over_time", "units", "search", "dissociation"
+]  # fmt: skip
 Architecture = Literal["batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka"]
 
 
@@ -204,6 +208,20 @@ class Ablation(_Fields):
         A recording that carries nothing: features chosen on it must do nothing.
     decision_hook : str, optional
         The readout's input, shown apart as the decision.
+    also : list of str
+        What else is asked of the features at ``hook``: ``doses`` (more and more of them removed,
+        or only these kept), ``sufficiency`` (added on other values' trials), ``probe`` (what a
+        probe fitted anew still reads), ``over_time`` (removed at one latent time after another),
+        ``units`` (the units that drive them left out of the input), ``search`` (ranked by what
+        removing each costs, and the fewest that matter), ``dissociation`` (those of another
+        variable removed, both read).
+    second : str, optional
+        The other variable of the dissociation; by default the first that varies over the trials.
+    apart : float, optional
+        Of an ordered variable: its values are compared with those at least this far off, which
+        are alike no more, by two decoders over all repeats. Costs another decoder and dictionary.
+    interventions : dict of str to interventions
+        Interventions of your own, by name, run on all held-out trials.
     """
 
     hook: Name = "blocks.-1.hook_resid_post"
@@ -213,6 +231,20 @@ class Ablation(_Fields):
     controls: Count = 999
     negative: Name | None = None
     decision_hook: Name | None = "dec.hook_resid_post"
+    also: list[Verb] = []
+    second: Name | None = None
+    apart: Positive | None = None
+    interventions: dict[Name, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Ablation:
+        if len(set(self.also)) < len(self.also):
+            raise ValueError(f"has also {self.also}, but each may stand there only once")
+        if self.second is not None and "dissociation" not in self.also:
+            raise ValueError(
+                "has second, which is for a dissociation; add dissociation to ablation.also"
+            )
+        return self
 
 
 class Study(_Fields):
@@ -238,3 +270,8 @@ class Study(_Fields):
     tuning: Tuning = Tuning()
     ablation: Ablation = Ablation()
     sweep: dict[Name, Annotated[list[Any], Field(min_length=1)]] = {}
+
+
+def resolved(hook: str, depth: int) -> str:
+    """Return the name of a hook in which ``blocks.-1`` stands for the last of ``depth`` blocks."""
+    return re.sub(r"^blocks\.(-\d+)\.", lambda m: f"blocks.{depth + int(m[1])}.", hook)

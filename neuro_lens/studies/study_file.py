@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ..base import NeuroLensError, nearest
-from .schema import Study
+from .checking import intervention_problem
+from .schema import Study, resolved
 from .sweeps import variants
 
 
@@ -168,6 +169,17 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
             "decoder.model is 'poyo', which reads spikes, and these have no values to be pooled, "
             f"scaled, disturbed or mixed; set {said}",
         )
+    if study.ablation.second == study.ablation.variable:
+        yield (
+            ("ablation", "second"),
+            f"ablation.second is {study.ablation.second!r}, which is ablation.variable too; name "
+            "another variable",
+        )
+    hooks = [*study.sae.hooks, *(resolved(h, study.decoder.depth) for h in study.sae.hooks)]
+    for name, given in study.ablation.interventions.items():
+        said = intervention_problem(name, given, hooks, study.sae.d_sae)
+        if said:
+            yield ("ablation", "interventions", name), said
 
 
 def _sentence(place: tuple, problems: list[Any]) -> str:
