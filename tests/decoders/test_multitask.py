@@ -9,6 +9,7 @@ from sklearn.metrics import r2_score
 from neuro_lens.base import Batch, NeuroLensError
 from neuro_lens.decoders import (
     PUBLISHED_READOUTS,
+    CalciumPOYOPlus,
     multitask_readouts,
     multitask_summary,
     multitask_table,
@@ -107,3 +108,24 @@ def test_tasks_are_those_that_recordings_hold(grating_recordings):
     found = multitask_readouts(grating_recordings)
     assert list(found) == ["drifting_gratings_orientation", "running_speed"]
     assert found["running_speed"] == PUBLISHED_READOUTS["running_speed"]
+
+
+def test_a_window_asks_for_all_tasks_or_for_chosen_ones(grating_recordings):
+    specs = multitask_readouts(grating_recordings)
+    decoder = CalciumPOYOPlus(
+        sequence_length=1.0, latent_step=0.5, dim=16, depth=1, dim_head=8, readout_specs=specs
+    )
+    decoder.init_vocabs(grating_recordings)
+    recording = grating_recordings.get_recording("a")
+    start = float(recording.drifting_gratings.start[0])
+    window = recording.slice(start, start + 1.0)
+    every, one = decoder.tokenize(window), decoder.tokenize(window, tasks=["running_speed"])
+    speed = specs["running_speed"].id
+    asked = every["model_inputs"]["output_decoder_index"].obj
+    assert set(asked) == {spec.id for spec in specs.values()}
+    assert set(one["model_inputs"]["output_decoder_index"].obj) == {speed}
+    assert list(one["target_values"].obj) == ["running_speed"]
+    only = one["model_inputs"]["output_timestamps"].obj
+    np.testing.assert_array_equal(
+        only, every["model_inputs"]["output_timestamps"].obj[asked == speed]
+    )
