@@ -54,15 +54,17 @@ def other_variables(trials: pd.DataFrame, variable: str) -> list[str]:
     """Return the variables that vary beside one: with 2 to 20 values within most of its own.
 
     A variable that the other determines, or that determines it, is the same one in other words
-    (direction and orientation).
+    (direction and orientation). One with a value of a single trial is left out.
     """
     found = []
     for name in trials.columns:
         if name in NOT_VARIABLES or name == variable:
             continue
         both = trials[[variable, name]].dropna()
-        n_values = both[name].nunique()
-        if not 2 <= n_values <= MOST_VALUES or both[variable].nunique() < 2:
+        count = both[name].value_counts()
+        if not 2 <= len(count) <= MOST_VALUES or both[variable].nunique() < 2:
+            continue
+        if count.min() < 2 <= count.max():  # which nothing can be tuned to
             continue
         finer = both.groupby(variable)[name].nunique()
         coarser = both.groupby(name)[variable].nunique()

@@ -32,6 +32,8 @@ def test_what_varies_beside_a_variable():
     )
     assert other_variables(trials, "direction") == ["temporal_frequency"]
     assert other_variables(trials, "temporal_frequency") == ["direction", "orientation"]
+    trials.loc[0, "temporal_frequency"] = 8.0  # a single trial, which nothing can be tuned to
+    assert other_variables(trials, "direction") == []
 
 
 def test_the_features_of_another_variable_are_found():
