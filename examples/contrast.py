@@ -24,7 +24,7 @@ from neuro_lens.recordings import batches, load_recordings
 from neuro_lens.studies import load_study, quick_form, run_study
 
 TESTED = ["steinmetz12", "steinmetz13", "steinmetz18"]
-SIDES = {"right": 1, "left": 1}
+SIDES = ["right", "left"]
 ANALYSES = {
     "before 150 ms": ((0.0, 0.15), None),
     "all bins, choice held fixed": ((0.0, 0.4), "choice"),

@@ -13,11 +13,10 @@ from scipy import stats
 from ..activations import harvest
 from ..base import Batch, NeuroLensError, as_batch, check_choice
 from ..tuning import TrialCodes, feature_groups, trial_codes, tune
-from .controls import match_alive
 from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .scene import Scene
 from .study import _pair_recordings, check_sae
-from .tables import FAIR, N_BOOTSTRAP
+from .tables import N_BOOTSTRAP
 from .trials import check_task
 
 FLIPS = 9999
@@ -29,7 +28,7 @@ def dissociated_answers(
     sae: Any,
     select: Iterable[Any],
     report: Iterable[Any],
-    targets: Mapping[str, Any],
+    variables: Sequence[str],
     *,
     within: str | None = None,
     n_features: int = 6,
@@ -52,6 +51,11 @@ def dissociated_answers(
     (overlap weights; a stratum that lacks a value has no weight). There it says nothing of the
     variable, so an answer that rests on it loses nothing on average.
 
+    ``p`` speaks of these sets, over trials. Two sets that know nothing of the variables can differ
+    between the answers as well; as a control the features of both sets are dealt anew, at random,
+    to two sets of the same sizes: what is removed in all stays the same. Where one feature carries
+    each variable, one deal in four, a half, leaves both where they were.
+
     Parameters
     ----------
     hooked : HookedDecoder
@@ -59,14 +63,14 @@ def dissociated_answers(
     sae : SAE
     select, report : iterable of Batch
         The two halves, with targets of both tasks; each recording is studied on its own.
-    targets : mapping of str to value
-        Two variables, of each the value whose features are removed.
+    variables : sequence of str
+        Two labels.
     within : str, optional
         A label to hold fixed; trials that lack it are left out.
     n_features : int
-        Features removed for each variable, at most.
+        Features removed for each value of a variable, at most.
     controls : int
-        Pairs of random sets that remove as much, in mass and norm, from the target's trials.
+        How often the features are dealt anew.
     seed : int
     hook, use_error_term, allow_other_decoder
         As in `neuro_lens.ablation.ablation_study`.
@@ -74,17 +78,15 @@ def dissociated_answers(
     Returns
     -------
     DataFrame
-        A row per recording and variable: ``recording_id``, ``hook``, ``variable``, ``value``,
-        ``other``, ``within``, ``n_trials`` (with a weight) and ``n_blocks``, ``n_features`` (mean
-        over halves), ``own_nats`` and ``other_nats`` (extra log-loss without its own features,
-        without the other's), ``lead`` (their difference) with ``low`` and ``high`` (95 %,
-        bootstrap over repeat blocks, this recording only), ``p_trials`` (one-sided, signs of the
-        blocks' sums flipped), ``controls_lead`` (mean of the ``n_controls`` random pairs) and
-        ``off_by`` (relative difference of the median matched set). The same in both rows of a
-        recording: ``smaller_lead``, ``p_controls`` (its rank among the random pairs' smaller
-        leads; NaN where sets are off by more than a fifth) and ``p``, the largest of all three:
-        two sets that know nothing of the variables can differ between the answers as well, which
-        a test over trials alone would take for a dissociation. NaN where no feature was chosen.
+        A row per recording and variable: ``recording_id``, ``hook``, ``variable``, ``other``,
+        ``within``, ``n_trials`` (with a weight) and ``n_blocks``, ``n_features`` (mean over
+        halves), ``base_nats`` (log-loss with nothing removed), ``own_nats`` and ``other_nats``
+        (extra log-loss without its own features, without the other's), ``lead`` (their
+        difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this recording
+        only) and ``p_trials`` (one-sided, signs of the blocks' sums flipped). The same in both
+        rows of a recording: ``smaller_lead``, ``p`` (the larger ``p_trials``: both answers must
+        show it; NaN where no feature was chosen), ``dealt_lead`` (mean smaller lead of features
+        dealt anew) and ``p_dealt`` (rank among these).
 
     Raises
     ------
@@ -92,16 +94,19 @@ def dissociated_answers(
         As `neuro_lens.ablation.cross_fitted_study`; unless there are two variables; and where the
         strata leave no trials to compare.
     """
-    if len(targets) != 2:
+    if len(set(variables)) != 2:
         raise NeuroLensError(
-            f"a double dissociation is between two variables, and {len(targets)} were given; name "
-            "two, each with the value whose features are removed"
+            f"a double dissociation is between two variables, and {len(set(variables))} were "
+            "given; name two"
         )
-    names = list(targets)
-    tasks = {name: check_task(hooked, name) for name in names}
+    if controls < 1:
+        raise NeuroLensError(
+            f"controls is {controls}; features are dealt anew at least once, or there is no p"
+        )
+    tasks = {name: check_task(hooked, name) for name in variables}
     halves = {"select": [as_batch(b) for b in select], "report": [as_batch(b) for b in report]}
     hook = check_sae(hooked, sae, hook, {}, allow_other_decoder)
-    study = _Study(hooked, sae, hook, dict(targets), tasks, within, n_features, controls, seed)
+    study = _Study(hooked, sae, hook, tasks, within, n_features, controls, seed)
     rows = []
     for recording_id, own in _pair_of_both(halves, study).items():
         rng = np.random.default_rng([seed, 31])
@@ -128,22 +133,23 @@ def named_beforehand(
     Returns
     -------
     DataFrame
-        A row per recording: ``recording_id``, ``within``, ``smaller_lead``, ``p``, ``tested``
-        (whether it was named), ``p_corrected`` (Holm over the named ones, of which one without a
-        p counts as 1; NaN for the others), ``dissociated`` (NA for the others) and ``words``.
+        A row per recording: ``recording_id``, ``within``, ``smaller_lead``, ``p``, ``p_dealt``,
+        ``tested`` (whether it was named), ``p_corrected`` (Holm over the named ones, of which one
+        without a p counts as 1; NaN for the others), ``dissociated`` (NA for the others) and
+        ``words``.
     """
     for name in recordings:
         check_choice("recording", name, table["recording_id"].unique())
-    columns = ["recording_id", "within", "smaller_lead", "p", "p_controls", "off_by"]
-    rows = table.sort_values("off_by").drop_duplicates("recording_id", keep="last")
-    found = rows[columns].sort_values("recording_id", ignore_index=True)
+    columns = ["recording_id", "within", "smaller_lead", "p", "p_dealt"]
+    found = table.drop_duplicates("recording_id")[columns]
+    found = found.sort_values("recording_id", ignore_index=True)
     tested = found["recording_id"].isin(recordings)
     found["tested"] = tested
     found["p_corrected"] = holm(found["p"].fillna(1.0).where(tested).to_numpy())
     shown = (found["p_corrected"] <= alpha).astype("boolean")
     found["dissociated"] = shown.where(tested, pd.NA)
     found["words"] = [_words(row, int(tested.sum()), alpha) for row in found.itertuples()]
-    return found.drop(columns=["p_controls", "off_by"])
+    return found
 
 
 def balanced_weights(
@@ -175,16 +181,16 @@ def balanced_weights(
 
 @dataclass(frozen=True)
 class _Fold:
-    """What removing both sets, and their matched random ones, does to both answers.
+    """What removing both sets, and their features dealt anew, does to both answers.
 
-    ``extra[variable]`` has a row a set (own, the other's, then those of the random pairs, first
-    matched to own, then to the other's) and a column a trial.
+    ``extra[variable]`` has shape (2, 1 + n_dealt, n_trials): without its own features, and
+    without the other's; first as they are, then dealt anew.
     """
 
     trials: pd.DataFrame
     groups: dict[str, list[int]]
+    base: dict[str, np.ndarray]
     extra: dict[str, np.ndarray]
-    off_by: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,6 @@ class _Study:
     hooked: Any
     sae: Any
     hook: str
-    targets: dict[str, Any]
     tasks: dict[str, Any]
     within: str | None
     n_features: int
@@ -203,7 +208,7 @@ class _Study:
 
     def other(self, variable: str) -> str:
         """Return the other variable."""
-        return next(name for name in self.targets if name != variable)
+        return next(name for name in self.tasks if name != variable)
 
     def fold(
         self, on: list[Batch], tested: list[Batch], use_error_term: bool, rng: np.random.Generator
@@ -211,35 +216,31 @@ class _Study:
         """Choose features on some trials and remove them on others."""
         acts = harvest(self.hooked, on, self.hook)
         groups = self.choose(trial_codes(acts, self.sae, allow_other_decoder=True))
+        first, second = groups.values()
+        dealt = [rng.permutation([*first, *second]).astype(int) for _ in range(self.controls)]
+        n = len(first)
+        sets: list[Any] = [first, *(d[:n] for d in dealt), second, *(d[n:] for d in dealt)]
+        base, extra = {}, {}
+        for i, (name, task) in enumerate(self.tasks.items()):
+            scene = Scene(self.hooked, self.hook, tested, task, name)
+            spliced = scene.splice(self.sae, use_error_term)
+            loss = spliced.remove(sets, f"answers to {name}").loss - spliced.base.loss
+            base[name] = spliced.base.loss[0]
+            own_first = loss.reshape(2, 1 + self.controls, -1)
+            extra[name] = own_first if i == 0 else own_first[::-1]
         labels = pd.concat([b.labels for b in tested], ignore_index=True)
         labels = labels.drop_duplicates("trial").set_index("trial", drop=False)
-        sets: list[Any] = []
-        scenes, off_by = {}, {}
-        for name, task in self.tasks.items():
-            scene = Scene(self.hooked, self.hook, tested, task, name)
-            scenes[name] = scene.splice(self.sae, use_error_term)
-            mine = scene.trials.is_value[scene.trials.values.index(self.targets[name])]
-            amounts = scenes[name].spliced.amounts(mine)
-            matched = match_alive(*amounts, groups[name], self.controls, rng)
-            off_by[name] = float(np.median(matched.error)) if groups[name] else float("nan")
-            sets += [groups[name], *matched.sets]
-        size = self.controls + 1
-        extra = {}
-        for i, (name, spliced) in enumerate(scenes.items()):
-            loss = spliced.remove(sets, f"answers to {name}").loss - spliced.base.loss
-            mine, theirs = loss[i * size :][:size], loss[(1 - i) * size :][:size]
-            extra[name] = np.stack([mine, theirs])
-        trials = labels.loc[next(iter(scenes.values())).trials.table["trial"]]
-        return _Fold(trials.reset_index(drop=True), groups, extra, off_by)
+        trials = labels.loc[scene.trials.table["trial"]].reset_index(drop=True)
+        return _Fold(trials, groups, base, extra)
 
     def choose(self, codes: TrialCodes) -> dict[str, list[int]]:
-        """Return the features of each variable's value, with all else held fixed."""
+        """Return the features of each variable, with all else held fixed."""
         found = {}
-        for name, value in self.targets.items():
+        for name in self.tasks:
             given = [self.other(name), *([self.within] if self.within else [])]
             table = tune(codes, variables=[name], given=given, n_permutations=1, seed=self.seed)
             groups = feature_groups(table, name, n=self.n_features)
-            found[name] = [int(f) for f in groups.get(value, [])]
+            found[name] = sorted({int(f) for group in groups.values() for f in group})
         shared = set.intersection(*map(set, found.values()))
         return {name: [f for f in group if f not in shared] for name, group in found.items()}
 
@@ -254,7 +255,7 @@ def _pair_of_both(
         for half, parts in own.items():
             for part, other in zip(parts, second[recording_id][half], strict=True):
                 part.targets.update(other.targets)
-                wanted = [*study.targets, *([study.within] if study.within else [])]
+                wanted = [*study.tasks, *([study.within] if study.within else [])]
                 for name in wanted:
                     check_choice("label", name, part.labels.columns)
     return first
@@ -265,38 +266,37 @@ def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) 
     blocks = pd.factorize(trials["half"].astype(str) + "/" + trials["block"].astype(str))[0]
     chosen = all(group for f in folds for group in f.groups.values())
     leads, rows = [], []
-    for name in study.targets:
+    for name in study.tasks:
         weight = _weights(study, trials, name)
+        used = weight > 0
         extra = np.concatenate([f.extra[name] for f in folds], axis=2) * weight
+        base = np.concatenate([f.base[name] for f in folds])
         nats = extra.sum(2) / weight.sum()
         leads.append(nats[0] - nats[1])
-        more = extra[0, 0] - extra[1, 0]
-        used = weight > 0
+        more = (extra[0, 0] - extra[1, 0])[used]
         row = {
             "hook": study.hook,
             "variable": name,
-            "value": study.targets[name],
             "other": study.other(name),
             "within": study.within or "",
             "n_trials": int(used.sum()),
             "n_blocks": len(np.unique(blocks[used])),
             "n_features": float(np.mean([len(f.groups[name]) for f in folds])),
+            "base_nats": float(np.average(base, weights=weight)),
             "own_nats": nats[0, 0],
             "other_nats": nats[1, 0],
             "lead": leads[-1][0],
         }
-        row["low"], row["high"] = _interval(more[used], weight[used], blocks[used], rng)
-        row["p_trials"] = _flipped(more[used], blocks[used], rng) if chosen else np.nan
-        row["controls_lead"] = leads[-1][1:].mean() if study.controls else np.nan
-        row["off_by"] = max(f.off_by[name] for f in folds)
+        row["low"], row["high"] = _interval(more, weight[used], blocks[used], rng)
+        row["p_trials"] = _flipped(more, blocks[used], rng) if chosen else np.nan
         rows.append(row)
-    table = pd.DataFrame(rows)
-    smaller = np.minimum(*leads)
-    fair = chosen and table["off_by"].max() <= FAIR
-    p_controls = rank_p(smaller[0], smaller[1:]) if fair else float("nan")
-    p = max(*table["p_trials"], p_controls) if fair else float("nan")
-    whole = {"n_controls": study.controls, "smaller_lead": smaller[0], "p_controls": p_controls}
-    return table.assign(**whole, p=p)
+    smaller, dealt = np.minimum(*leads)[0], np.minimum(*leads)[1:]
+    return pd.DataFrame(rows).assign(
+        smaller_lead=smaller,
+        p=max(row["p_trials"] for row in rows),
+        dealt_lead=dealt.mean(),
+        p_dealt=rank_p(smaller, dealt) if chosen else np.nan,
+    )
 
 
 def _weights(study: _Study, trials: pd.DataFrame, variable: str) -> np.ndarray:
@@ -342,11 +342,12 @@ def _flipped(more: np.ndarray, blocks: np.ndarray, rng: np.random.Generator) -> 
 def _words(row: Any, n_tested: int, alpha: float) -> str:
     fixed = f" with {row.within} held fixed" if row.within else ""
     if np.isnan(row.p):
-        off = row.off_by > FAIR
-        why = "no random sets remove as much" if off else "no feature was chosen for one of the two"
-        said = f"no dissociation could be tested{fixed}: {why}"
+        said = f"no feature was chosen for one of the two{fixed}, so there is nothing to compare"
     else:
-        said = f"the smaller of both leads is {row.smaller_lead:+.3f} nats{fixed} (p = {row.p:.3g})"
+        said = (
+            f"the smaller of both leads is {row.smaller_lead:+.3f} nats{fixed} (p = {row.p:.3g}; "
+            f"of the same features dealt anew {row.p_dealt:.1%} lead as much)"
+        )
     if not row.tested:
         return f"{said}; described, not tested"
     verdict = "dissociated" if row.p_corrected <= alpha else "no dissociation shown"

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from neuro_lens.ablation import balanced_weights, dissociated_answers, named_beforehand
+from neuro_lens.ablation.dissociation import _Study
 from neuro_lens.base import Batch, NeuroLensError, Task
 from neuro_lens.hooks import Residual, hook_model
 
 from .toy import HOOK, D
 
 RIGHT, LEFT, CHOICE = 0, 1, 2
-TARGETS = {"right": 1, "left": 1}
+SIDES = ["right", "left"]
 TASKS = {
     name: Task(
         name,
@@ -20,7 +21,7 @@ TASKS = {
         lambda output, inputs, name=name: output[name],
         lambda inputs: torch.ones(len(inputs["x"]), 1, dtype=torch.bool),
     )
-    for name in TARGETS
+    for name in SIDES
 }
 
 
@@ -85,10 +86,8 @@ def half(split, seed, carries_right, recording_id="m1", n_blocks=12):
 
 def removed(sae, right_from, carries_right, within=None, **options):
     halves = [[half(s, i, carries_right)] for i, s in enumerate(("select", "report"))]
-    options = {"n_features": 1, "controls": 39, "hook": HOOK, **options}
-    found = dissociated_answers(
-        decoder(right_from), sae, *halves, TARGETS, within=within, **options
-    )
+    options = {"n_features": 2, "controls": 199, "hook": HOOK, **options}
+    found = dissociated_answers(decoder(right_from), sae, *halves, SIDES, within=within, **options)
     return found.set_index("variable")
 
 
@@ -97,15 +96,17 @@ def test_what_each_answer_rests_on_is_dissociated(dimensions, within):
     found = removed(dimensions, RIGHT, True, within)
     assert (found["lead"] > 0.2).all()
     assert (found["low"] > 0).all()
-    assert (found["p"] == 1 / 40).all()
-    assert (found["off_by"] <= 0.2).all()
+    assert (found["p"] <= 0.001).all()
+    assert (found["smaller_lead"] == found["lead"].min()).all()
+    assert (found["dealt_lead"] < 0).all()
+    assert (found["p_dealt"] <= 0.15).all()  # a feature each: one deal in 16 is as good as theirs
 
 
 def test_a_confound_is_dissociated_unless_it_is_held_fixed(dimensions):
     """The decoder answers ``right`` from the choice, which goes with it; nothing else does."""
     naive = removed(dimensions, CHOICE, False)
     assert naive.loc["right", "lead"] > 0.1
-    assert (naive["p"] <= 0.05).all()
+    assert (naive["p"] <= 0.001).all()
     fixed = removed(dimensions, CHOICE, False, "choice")
     assert fixed.loc["right", "lead"] < 0.05
     assert (fixed["p"] > 0.05).all()
@@ -146,26 +147,26 @@ def test_one_set_for_both_is_no_dissociation(dimensions):
     hooked = decoder(LEFT)
     halves = [[half(s, i, True)] for i, s in enumerate(("select", "report"))]
     found = dissociated_answers(
-        hooked, dimensions, *halves, TARGETS, n_features=1, controls=19, hook=HOOK
+        hooked, dimensions, *halves, SIDES, n_features=2, controls=99, hook=HOOK
     )
     assert (found["p"] > 0.05).all()
 
 
 def test_effects_are_those_of_removing_by_hand(dimensions):
-    found = removed(dimensions, RIGHT, True)
-    extra = []
-    for i, split in enumerate(("select", "report")):
-        batch = half(split, i, True)
-        hooked = decoder(RIGHT)
-        rows = torch.arange(len(batch)), batch.targets["right"]
+    """Of the features chosen on the other half, which the study leaves to be known."""
+    hooked, halves = decoder(RIGHT), [half(s, i, True) for i, s in enumerate(("select", "report"))]
+    study = _Study(hooked, dimensions, HOOK, TASKS, None, 2, 3, 0)
+    fold = study.fold(halves[:1], halves[1:], False, np.random.default_rng(0))
+    assert RIGHT in fold.groups["right"]
+    assert LEFT in fold.groups["left"]
+    rows = torch.arange(len(halves[1])), halves[1].targets["right"]
+    for i, name in enumerate(SIDES):
         losses = []
-        for features in ([], [LEFT]):
+        for features in ([], fold.groups[name]):
             with torch.no_grad(), hooked.ablate(dimensions, features=features, hook=HOOK):
-                losses.append(-hooked(**batch.inputs)["right"].log_softmax(-1)[rows])
-        extra.append(losses[1] - losses[0])
-    assert found.loc["right", "other_nats"] == pytest.approx(
-        float(torch.cat(extra).mean()), abs=1e-5
-    )
+                losses.append(-hooked(**halves[1].inputs)["right"].log_softmax(-1)[rows])
+        expected = (losses[1] - losses[0]).numpy()
+        np.testing.assert_allclose(fold.extra["right"][i, 0], expected, atol=1e-5)
 
 
 def test_only_recordings_named_beforehand_are_tested_and_counted():
@@ -175,8 +176,7 @@ def test_only_recordings_named_beforehand_are_tested_and_counted():
             "within": "choice",
             "smaller_lead": 0.1,
             "p": np.repeat([0.02, 0.03, np.nan, 0.001], 2),
-            "p_controls": 0.01,
-            "off_by": np.repeat([0.1, 0.1, 0.5, 0.1], 2),
+            "p_dealt": 0.01,
         }
     )
     found = named_beforehand(table, ["a", "b", "c"]).set_index("recording_id")
@@ -184,7 +184,7 @@ def test_only_recordings_named_beforehand_are_tested_and_counted():
     assert np.isnan(found.loc["d", "p_corrected"])
     assert pd.isna(found.loc["d", "dissociated"])
     assert found["words"]["d"].endswith("described, not tested")
-    assert "no random sets remove as much" in found["words"]["c"]
+    assert "no feature was chosen for one of the two with choice held fixed" in found["words"]["c"]
     assert not found["dissociated"].any()
     one = named_beforehand(table, ["a"]).set_index("recording_id")
     assert one.loc["a", "dissociated"]
@@ -196,14 +196,15 @@ def test_only_recordings_named_beforehand_are_tested_and_counted():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"targets": {"right": 1}}, "between two variables"),
-        ({"targets": {"right": 1, "lft": 1}}, "did you mean 'left'"),
+        ({"variables": ["right", "right"]}, "between two variables, and 1 were given"),
+        ({"variables": ["right", "lft"]}, "did you mean 'left'"),
+        ({"controls": 0}, "at least once"),
         ({"within": "chioce"}, "did you mean 'choice'"),
     ],
 )
 def test_bad_input(dimensions, change, sentence):
     halves = [[half(s, i, True, n_blocks=2)] for i, s in enumerate(("select", "report"))]
-    given = {"targets": TARGETS, "hook": HOOK, "controls": 3, **change}
+    given = {"variables": SIDES, "hook": HOOK, "controls": 3, **change}
     with pytest.raises(NeuroLensError, match=sentence):
         dissociated_answers(decoder(RIGHT), dimensions, *halves, **given)
 
@@ -214,5 +215,5 @@ def test_strata_without_both_values_are_refused(dimensions):
         batch.labels["same"] = batch.labels["right"] * 2 + 1
     with pytest.raises(NeuroLensError, match="'left', 'same' is held fixed"):
         dissociated_answers(
-            decoder(RIGHT), dimensions, *halves, TARGETS, within="same", controls=3, hook=HOOK
+            decoder(RIGHT), dimensions, *halves, SIDES, within="same", controls=3, hook=HOOK
         )
