@@ -161,13 +161,13 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
         "decoder.noise": (study.decoder.noise, 0),
         "decoder.mixup": (study.decoder.mixup, 0),
     }
-    wrong = {name: off for name, (value, off) in of_values.items() if value != off}
+    wrong = {name: none for name, (value, none) in of_values.items() if value != none}
     if study.decoder.model == "poyo" and wrong:
-        said = ", ".join(f"{n}: {'null' if off is None else off}" for n, off in wrong.items())
+        off = ", ".join(f"{n}: {'null' if v is None else v}" for n, v in wrong.items())
         yield (
             ("decoder", "model"),
             "decoder.model is 'poyo', which reads spikes, and these have no values to be pooled, "
-            f"scaled, disturbed or mixed; set {said}",
+            f"scaled, disturbed or mixed; set {off}",
         )
     if study.ablation.second == study.ablation.variable:
         yield (
