@@ -37,7 +37,7 @@ def claims_table(folder: Path) -> pd.DataFrame:
         "Features go with running": partial(_covariate, "running"),
         "Features go with the pupil": partial(_covariate, "pupil"),
         "Ablating a variable's features impairs that variable": _ablated,
-        "Ablating orientation's features impairs which tasks": partial(_costs, "orientation"),
+        "Ablating the direction's features impairs which tasks": partial(_costs, "direction"),
         "Ablating the Cre line's features impairs it": _line_ablated,
     }
     return pd.DataFrame(
@@ -109,12 +109,20 @@ def _between(variable: str, folder: Path) -> str:
     rows = _upstream(_read(folder, "between_summary"))
     rows = rows[(rows["control"] == "none") & (rows["variable"] == variable)]
     if rows.empty:
-        return f"not measured: tuning.between of the study lacks {variable}"
+        return f"not measured: {_why(folder, variable)}"
     said = [
         f"{row.words} The smallest p that these animals could give is {row.p_floor:.2g}."
         for row in rows.itertuples()
     ]
     return " ".join([*said, TRAINED.format(variable)])
+
+
+def _why(folder: Path, variable: str) -> str:
+    """Return why a variable of the animals was not tested."""
+    path = folder / "left_out.parquet"
+    rows = pd.read_parquet(path) if path.exists() else pd.DataFrame({"table": [], "why": []})
+    said = [why for why in rows["why"][rows["table"] == "between"] if repr(variable) in why]
+    return said[0] if said else f"tuning.between of the study lacks {variable}"
 
 
 def _covariate(name: str, folder: Path) -> str:

@@ -7,7 +7,8 @@ of three Cre lines, and static gratings and scenes for one of each line; about t
 each, whose calcium decays at another rate in each line. --same-decay makes the lines alike, so that
 what is found between them is false. --shuffled permutes what was shown among the presentations of
 each block, so that tuning that is found is false. Both have folders of their own under --out.
---quick is a shorter training with fewer controls, to see that everything runs.
+--quick is a shorter training with fewer controls, to see that everything runs; --workers processes
+work side by side, two where nothing is said.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--same-decay", action="store_true")
     parser.add_argument("--shuffled", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     start = time.time()
     raw, setting = given.raw, "-same-decay" if given.same_decay else ""
@@ -131,7 +133,7 @@ def main() -> None:
         shuffle_labels(sessions)
     prepared = time.time()
     study = study_of(given.quick, sessions, made_up=given.raw is None)
-    report = run_study(study, given.out / f"study{setting}")
+    report = run_study(study, given.out / f"study{setting}", workers=given.workers)
     for row in claims_table(report.parent).itertuples():
         print(f"{row.claim}: {row.measured}\n")
     print(f"prepared in {prepared - start:.0f} s, studied in {time.time() - prepared:.0f} s")

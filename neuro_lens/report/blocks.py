@@ -48,7 +48,7 @@ COLUMNS = {
     "reproducible status",
     "unseen": "variable n_animals n_core accuracy chance p p_floor words",
     "multitask": "recording_id task metric value chance condition variable draw n_features hook "
-    "seed",
+    "seed match_error",
     "left_out": "table recording_id hook why",
 }
 

@@ -11,6 +11,9 @@ from .style import number, plural
 METRICS = ("published", "accuracy", "r2")
 """Of each task the first that it has; higher is better in all."""
 KEYS = ["task", "metric"]
+SEEN = 0.005
+"""Changes of a score below this are none, to two digits."""
+MATCHED = 0.1
 BARE, SAE, REMOVED, RANDOM = "bare", "SAE", "without features", "without random features"
 """The conditions that tasks are scored under."""
 
@@ -61,7 +64,7 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
         ``hook``, ``variable``, ``task``, ``metric``, ``n_recordings``; ``change`` of the score
         against decoding with the SAE (mean over recordings and seeds), ``worse`` (recordings
         whose mean over seeds fell), ``random_low`` and ``random_high`` (the same mean of each
-        random set), ``n_random``, ``n_features``.
+        random set), ``n_random``, ``n_features`` and ``match_error``, the random sets' largest.
     """
     rows = _main_metric(table)
     keys = ["hook", "seed", *KEYS, "recording_id"]
@@ -80,22 +83,29 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
     draws = random.groupby([*by, "draw"], sort=False)["change"].mean().groupby(level=by, sort=False)
     found["random_low"], found["random_high"] = draws.min(), draws.max()
     found["n_random"] = draws.size()
+    found["match_error"] = random.groupby(by, sort=False)["match_error"].max()
     return found.reset_index()
 
 
 def removal_words(rows: pd.DataFrame, variable: str, hook: str) -> str:
     """Return in words which tasks lose more without a variable's features than without others."""
-    lost = rows[(rows["change"] < 0) & (rows["change"] < rows["random_low"])]
+    lost = rows[(rows["change"] <= -SEEN) & (rows["change"] < rows["random_low"])]
     lost = lost.sort_values("change")
     n, sets = int(rows["n_features"].max()), rows["n_random"].max()
     start = f"Without {plural(n, 'feature')} of {variable} at {hook}"
     if sets != sets:
         return f"{start}: no features are left to draw sets as large from, so nothing is compared."
-    than = f"than without each of {plural(int(sets), 'random set')} that remove as much"
+    sets, error = int(sets), rows["match_error"].max()
+    much = f"that remove as much, within {100 * error:.0f} %"
+    much = much if error <= MATCHED else f"whose mass or norm is up to {100 * error:.0f} % off"
+    than = f"than without each of {plural(sets, 'random set')} {much}"
     if lost.empty:
         return f"{start}, no task is decoded worse {than}."
     said = [f"{task_in_words(r.task)} ({number(r.change, sign=True)})" for r in lost.itertuples()]
-    return f"{start}, worse {than}: {listing(said)}, of {plural(len(rows), 'task')}."
+    return (
+        f"{start}, worse {than}: {listing(said)}, of {plural(len(rows), 'task')}, of which chance "
+        f"would name one in {sets + 1}."
+    )
 
 
 def task_in_words(name: str) -> str:

@@ -15,6 +15,20 @@ from ..report.many_tasks import BARE, RANDOM, REMOVED, SAE
 from .stages import ASKED, open_decoder
 
 
+class RandomSet(NamedTuple):
+    """A random set of features.
+
+    Attributes
+    ----------
+    features : list of int
+    error : float
+        By how much what it takes away differs from what it is to be like, at most, as a share.
+    """
+
+    features: list[int]
+    error: float
+
+
 class _Condition(NamedTuple):
     """What a decoder decodes with, and the columns that say so."""
 
@@ -57,7 +71,7 @@ def multitask(
         normalise=read_json(place / ASKED)["windows"]["normalise"] is not None,
     )
     chosen: dict[str, list[int]] = {}
-    sets: dict[str, list[list[int]]] = {}
+    sets: dict[str, list[RandomSet]] = {}
     left_out: list[dict[str, str]] = []
     if removed:
         codes = trial_codes(hooked, sae, make(window=tuple(window), split="select")).dense()
@@ -133,35 +147,42 @@ def _between_features(codes: Any, variable: str, n_features: int) -> list[int]:
 
 def random_sets(
     codes: Any, sae: Any, chosen: dict[str, list[int]], draws: int, seed: int
-) -> dict[str, list[list[int]]]:
-    """Return random sets of features that take away as much as the chosen ones on the trials."""
+) -> dict[str, list[RandomSet]]:
+    """Return random sets of features that take away as much as the chosen ones on the trials.
+
+    Where few other features are left they differ in what they take away: see their ``error``.
+    """
     from ..ablation.matching import mass_and_norm, matched_sets
 
     W_dec = sae.W_dec.detach().float().cpu().numpy()
     alive = np.flatnonzero((codes.codes > 0).any(0))
     removed = mass_and_norm(codes.codes[:, alive], W_dec[alive], len(codes))
     rng = np.random.default_rng(seed)
-    found: dict[str, list[list[int]]] = {}
+    found: dict[str, list[RandomSet]] = {}
     for variable, features in chosen.items():
         own = np.flatnonzero(np.isin(alive, features))
         if len(own) and len(own) < len(alive) and draws:
-            drawn = matched_sets(removed, own, np.arange(len(alive)), draws, rng).sets
-            found[variable] = [alive[rows].tolist() for rows in drawn]
+            drawn = matched_sets(removed, own, np.arange(len(alive)), draws, rng)
+            found[variable] = [
+                RandomSet(alive[rows].tolist(), float(error))
+                for rows, error in zip(drawn.sets, drawn.error, strict=True)
+            ]
     return found
 
 
 def _conditions(
-    hooked: Any, sae: Any, chosen: dict[str, list[int]], sets: dict[str, list[list[int]]]
+    hooked: Any, sae: Any, chosen: dict[str, list[int]], sets: dict[str, list[RandomSet]]
 ) -> Iterator[_Condition]:
     """Yield the conditions that the tasks are scored under."""
-    none = {"variable": "", "draw": -1, "n_features": 0}
+    none = {"variable": "", "draw": -1, "n_features": 0, "match_error": np.nan}
     yield _Condition(nullcontext(), {"condition": BARE, **none})
     spliced = hooked.saes({sae.cfg.metadata.hook_name: sae})
     yield _Condition(spliced, {"condition": SAE, **none})
     for variable, features in chosen.items():
-        columns = {"variable": variable, "n_features": len(features)}
-        removed = {"condition": REMOVED, "draw": -1, **columns}
+        columns = {**none, "variable": variable, "n_features": len(features)}
+        removed = {**columns, "condition": REMOVED}
         yield _Condition(hooked.ablate(sae, features=features), removed)
         for draw, drawn in enumerate(sets.get(variable, [])):
-            random = {**columns, "condition": RANDOM, "draw": draw, "n_features": len(drawn)}
-            yield _Condition(hooked.ablate(sae, features=drawn), random)
+            random = {**columns, "condition": RANDOM, "draw": draw, "match_error": drawn.error}
+            random["n_features"] = len(drawn.features)
+            yield _Condition(hooked.ablate(sae, features=drawn.features), random)

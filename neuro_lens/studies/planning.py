@@ -16,7 +16,7 @@ ABLATION_STAGES = "neuro_lens.studies.ablation_stages"
 FURTHER_STAGES = "neuro_lens.studies.further_stages"
 MANY_TASKS = "neuro_lens.studies.many_tasks"
 SIGNALS = ("running", "pupil")
-RANDOM_SETS = 3
+RANDOM_SETS = 9
 WAVES = (
     ("exchanged",),
     ("decoder", "exchanged decoder"),

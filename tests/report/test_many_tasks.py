@@ -27,15 +27,16 @@ def table():
         for metric in metrics.get(task, ["accuracy"]):
             row = {"recording_id": recording, "task": task, "metric": metric, "chance": 0.125,
                    "n": 40, "hook": HOOK, "seed": 0, "split": "report"}  # fmt: skip
-            none = {**row, "variable": "", "draw": -1, "n_features": 0}
+            none = {**row, "variable": "", "draw": -1, "n_features": 0, "match_error": None}
             level = 0.8 if recording == "a" else 0.6
             rows.append({**none, "condition": "bare", "value": level})
             rows.append({**none, "condition": "SAE", "value": level - 0.05})
-            mine = {**row, "variable": "direction", "n_features": 12}
+            mine = {**none, "variable": "direction", "n_features": 12}
             less = level - 0.05 + CHANGES[task]
             rows.append({**mine, "condition": "without features", "draw": -1, "value": less})
             for draw, lost in enumerate((0.02, 0.04)):
                 random = {"condition": "without random features", "draw": draw}
+                random["match_error"] = 0.04
                 rows.append({**mine, **random, "value": level - 0.05 - lost})
     return pd.DataFrame(rows)
 
@@ -60,8 +61,11 @@ def test_removal_is_set_against_the_sae_and_random_sets(table):
     assert removed["worse"].to_dict() == {**dict.fromkeys(CHANGES, 2), "pupil_size": 0}
     assert removal_words(removed.reset_index(), "direction", HOOK) == (
         f"Without 12 features of direction at {HOOK}, worse than without each of 2 random sets "
-        "that remove as much: drifting gratings orientation (−0.30), of 3 tasks."
+        "that remove as much, within 4 %: drifting gratings orientation (−0.30), of 3 tasks, of "
+        "which chance would name one in 3."
     )
+    far = removed.reset_index().assign(match_error=0.6)
+    assert "whose mass or norm is up to 60 % off" in removal_words(far, "direction", HOOK)
 
 
 def test_no_loss_and_no_random_sets_are_said(table):

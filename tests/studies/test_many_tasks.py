@@ -105,10 +105,16 @@ def test_random_sets_share_no_feature_and_take_as_much_away():
     chosen = {"direction": [0, 1, 2, 35]}
     sets = random_sets(TrialCodes(codes, trials), Dictionary, chosen, 4, 0)["direction"]
     mass = codes.mean(0)
-    for drawn in sets:
+    for drawn, error in sets:
+        assert error < 0.06
         assert not set(drawn) & {0, 1, 2}
         assert max(drawn) < 30
         assert mass[drawn].sum() == pytest.approx(mass[:3].sum(), rel=0.06)
+    most = {"direction": list(range(28))}
+    assert all(
+        s.error > 0.5
+        for s in random_sets(TrialCodes(codes, trials), Dictionary, most, 2, 0)["direction"]
+    )
 
 
 def test_tasks_of_all_stimuli_have_no_targets_of_trials():
