@@ -28,6 +28,7 @@ HELD_OUT = ("select", "report")
 STREAM = "hook_resid_post"
 SPARSE_PROBES = (1, 4)
 ATTRIBUTED = 3
+ATTRIBUTED_WINDOWS = 32
 STEPS = 16
 SHUFFLES = 199
 RESAMPLES = 200
@@ -85,9 +86,9 @@ def comparisons(
 ) -> None:
     """Set features beside their units, and see whether they hold in other animals and later.
 
-    Writes the tables ``attribution`` and ``attribution_units`` (fit windows, of the features that
-    ``tuning`` found strongest), ``beside_units``, ``noise``, ``generalisation``, ``drift`` and,
-    of what could not be measured, ``left_out``.
+    Writes the tables ``attribution`` and ``attribution_units`` (at most 32 fit windows a
+    recording, of the features that ``tuning`` found strongest), ``beside_units``, ``noise``,
+    ``generalisation``, ``drift`` and, of what could not be measured, ``left_out``.
     """
     from ..hooks import hook_model
     from ..saes import load_sae
@@ -111,7 +112,8 @@ def comparisons(
     for rid, units in recorded_units(held_out).items():
         fit = every.where(lambda t, rid=rid: (t["split"] == "fit") & (t["recording_id"] == rid))
         given: Any = strongest.get(rid, [])
-        driven = made.call(rid, "attribution", attribute, hooked, sae, given, fit, n_steps=STEPS)
+        some = spread(fit, ATTRIBUTED_WINDOWS)
+        driven = made.call(rid, "attribution", attribute, hooked, sae, given, some, n_steps=STEPS)
         driving = {}
         if driven is not None:
             made.add("attribution", driven.features.assign(split="fit"))
@@ -134,6 +136,13 @@ def comparisons(
         for kind in kinds:
             made.add("drift", made.call(rid, "drift", drift, own, kind, seed=seed))
     made.write(folder, seed)
+
+
+def spread(batches: Any, most: int) -> Any:
+    """Return the Batches of at most so many windows, evenly spread over all."""
+    n = len(batches.labels)
+    chosen = np.unique(np.linspace(0, n - 1, min(n, most)).round())
+    return batches.where(lambda labels: np.isin(np.arange(len(labels)), chosen))
 
 
 def _kinds(trials: pd.DataFrame, variables: Sequence[str]) -> list[Any]:

@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 
 from neuro_lens.base import Cell, NeuroLensError, read_json, read_table
-from neuro_lens.recordings import simulate
+from neuro_lens.recordings import batches, simulate
 from neuro_lens.studies import run_study
 from neuro_lens.studies.further_stages import (
     comparisons,
     driving_units,
     probes,
     reproducibility,
+    spread,
     strongest_features,
     unseen,
 )
@@ -83,6 +84,15 @@ def test_driving_units_are_set_beside_the_strongest_features(results):
     assert set(zip(driving["recording_id"], driving["id"], strict=True)) == set(
         zip(firing["recording_id"], firing["feature"].astype(str), strict=True)
     )
+
+
+def test_windows_are_spread_over_all_of_them(grating_recordings, tokenizer):
+    every = batches(grating_recordings, tokenizer)
+    n = len(every.labels)
+    few = spread(every, 9).labels["start"].to_numpy()
+    assert len(few) == 9
+    assert few[[0, -1]].tolist() == every.labels["start"].iloc[[0, n - 1]].tolist()
+    assert len(spread(every, n + 5).labels) == n
 
 
 def test_the_report_has_the_topics(results):
