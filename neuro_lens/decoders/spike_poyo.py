@@ -14,6 +14,7 @@ from ..base import NeuroLensError
 from .calcium_poyo_plus import fresh_copy, give_vocabularies, token_indices
 from .readouts import Readout
 
+
 class SpikePOYO(POYO):  # type: ignore[misc]
     """torch_brain's POYO, asked for several things at once, and saved like our other decoders.
 
