@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from neuro_lens.base import NeuroLensError, read_json, read_table
+from neuro_lens.base import NeuroLensError, read_json, read_table, run_cells
 from neuro_lens.decoders import load_decoder
 from neuro_lens.recordings import write_recording
 from neuro_lens.recordings.brain_observatory import read_nwb
-from neuro_lens.studies import load_study, quick_form, run_study
+from neuro_lens.studies import load_study
+from neuro_lens.studies.gathering import gather
 from neuro_lens.studies.many_tasks import BARE, RANDOM, REMOVED, SAE, features_of, random_sets
+from neuro_lens.studies.planning import plan_cells
 from neuro_lens.tuning import TrialCodes
 from tests.recordings.made_up_nwb import write_nwb
 
@@ -23,7 +25,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     for number, kind in enumerate(["three_session_A", "three_session_A", "three_session_B"]):
         nwb = folder / f"{number}.nwb"
-        options = {"donor": number, "container": number, "n_cells": 3, "movie": 20, "trials": 40}
+        options = {"donor": number, "container": number, "n_cells": 3, "movie": 20, "trials": 24}
         write_nwb(nwb, number, session_type=kind, seed=number, responsive=True, **options)
         write_recording(read_nwb(nwb, split="blocks"), folder, str(number))
         nwb.unlink()
@@ -32,22 +34,23 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(prepared, tmp_path_factory):
-    out = tmp_path_factory.mktemp("studied") / "study"
-    study = {
-        "name": "many",
-        "recordings": {
-            "source": str(prepared),
-            "tasks": "published",
-            "window": [0.5, 1.5],
-            "before": None,
-            "pool": 15,
-        },
-        "decoder": SHAPE,
-        "sae": {"hooks": ["blocks.-1.hook_resid_post"]},
-        "tuning": {"variables": ["direction", "orientation"], "between": ["cre_line"]},
-        "ablation": {"decision_hook": None},
-    }
-    run_study(quick_form(load_study(study)), out)
+    """What the stages that know of many tasks give."""
+    out = tmp_path_factory.mktemp("studied")
+    recordings = {"source": str(prepared), "tasks": "published", "window": [0.5, 1.5], "pool": 15}
+    study = load_study(
+        {
+            "name": "many",
+            "recordings": {**recordings, "before": None},
+            "decoder": {**SHAPE, "steps": 15},
+            "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 64, "k": 12, "steps": 20},
+            "tuning": {"variables": ["direction", "orientation"], "between": ["cre_line"]},
+            "ablation": {"decision_hook": None, "n_features": 1},
+        }
+    )
+    stages = ("recordings", "decoder", "decoding", "dictionary", "multitask")
+    plan = [(stage, cell) for stage, cell in plan_cells(study) if stage in stages]
+    run_cells([cell for _, cell in plan], out / "cells")
+    gather(out, out / "cells", study, plan)
     return out
 
 
@@ -63,7 +66,8 @@ def test_the_decoder_has_the_tasks_of_all_recordings(studied):
 
 def test_every_task_is_scored_bare_with_the_sae_and_without_features(studied):
     table = read_table(studied / "multitask.parquet")
-    assert set(table["condition"]) == {BARE, SAE, REMOVED, RANDOM}
+    told = table.groupby(["condition", "variable"])["n_features"].first()
+    assert set(table["condition"]) == {BARE, SAE, REMOVED, RANDOM}, told
     scenes = table[table["task"] == "natural_scenes"]
     assert set(scenes["recording_id"]) == {"2"}
     gratings = table[table["task"] == "drifting_gratings_orientation"]
