@@ -37,6 +37,26 @@ COLUMNS = {
     "auc_on auc_low auc_high matched_q95 p_rank n_controls n_values n_judged sae_judged beaten",
     "ablation_specificity": "hook recording_id value on_target off_target specificity low high "
     "p_specificity p_specificity_corrected n_controls regime",
+    "ablation_errors": "hook recording_id value place n_classes share_spliced share gained "
+    "of_errors if_uniform",
+    "doses": "recording_id action value dose on_target off_target",
+    "sufficiency": "recording_id value odds low high answered_before answered p p_corrected",
+    "probe_after": "recording_id removed n_features accuracy chance extra_nats",
+    "over_time": "recording_id start end before share_touched extra_nats low high others beyond",
+    "ablated_units": "recording_id value n_units n_known on_target off_target specificity "
+    "controls_specificity p p_corrected n_controls",
+    "search": "recording_id value n_features on_target off_target specificity "
+    "controls_specificity p_specificity p_specificity_corrected n_controls",
+    "search_ranked": "recording_id fold value agreement",
+    "minimal_sets": "recording_id kind fold n_features reached share_lost share_lost_tested "
+    "share_lost_random",
+    "dissociation": "recording_id removed read extra_nats low high beyond beyond_low beyond_high "
+    "dissociated",
+    "interventions": "recording_id intervention share_touched base_nats extra_nats low high",
+    "sequence": "recording_id contrast above low high apart p_controls n_controls p_shift "
+    "p_shift_floor n_above n_judged n_values p_sign n_blocks accuracy",
+    "sequence_values": "recording_id variable value above judged",
+    "sequence_shifts": "recording_id shift above",
     "probe_map": "recording_id hook variable what score_name score chance",
     "beside_units": "recording_id hook variable what id effect reliability",
     "noise": "recording_id hook variable source correlation measure estimate low high",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from .asked import ASKED
 from .beside_units import beside_units_blocks, noise_blocks
 from .blocks import Grid, Paragraph, Picture, Results, Section, absent
 from .decoding import above_chance, by_accuracy, decoding_summary
@@ -200,7 +201,7 @@ def _left_out(results: Results) -> list[Paragraph]:
     table = results.get("left_out")
     if table is None:
         return []
-    rows = table[table["table"] != "between"].drop_duplicates(
+    rows = table[~table["table"].isin(["between", *ASKED])].drop_duplicates(
         ["table", "recording_id", "hook", "why"]
     )
     return [

@@ -10,6 +10,7 @@ import jinja2
 from ..base import atomic_write
 from .animals import animals_section
 from .answers import answers
+from .asked import asked_section
 from .blocks import Grid, Paragraph, Picture, Results
 from .confounds import before_section, covariates_section
 from .decoding import decoding_section
@@ -53,6 +54,7 @@ def write_report(results: str | Path) -> Path:
         animals_section(read),
         ablation_section(read),
         decision_section(read),
+        asked_section(read),
         more_section(read),
     ]
     html = _template().render(
