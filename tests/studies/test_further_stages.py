@@ -7,7 +7,7 @@ import pytest
 
 from neuro_lens.base import Cell, NeuroLensError, read_json, read_table
 from neuro_lens.recordings import batches, simulate
-from neuro_lens.studies import run_study
+from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies.further_stages import (
     comparisons,
     driving_units,
@@ -20,30 +20,20 @@ from neuro_lens.studies.further_stages import (
 from neuro_lens.studies.stages import check_inputs
 
 HOOK = "blocks.0.hook_resid_post"
-STUDY = {
-    "name": "Small",
-    "recordings": {"simulate": {"n_animals": 2, "n_units": 8, "n_repeats": 8, "snr": 4.0}},
-    "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 30, "num_latents_per_step": 2},
-    "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 24, "k": 4, "steps": 30},
-    "tuning": {"permutations": 99, "between": ["cre_line"], "variables": ["direction"]},
-    "ablation": {"recordings": ["sim00"], "n_features": 2, "controls": 9, "decision_hook": None},
-}
 TABLES = [
     "probe_map", "attribution", "attribution_units", "beside_units", "noise", "generalisation",
     "drift",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    out = tmp_path_factory.mktemp("further") / "out"
-    run_study(STUDY, out)
-    return out
+@pytest.fixture
+def results(small_results):
+    return small_results
 
 
-def cell(results, stage):
-    (folder,) = (results / "cells").glob(f"{stage}-*")
-    return folder.name, read_json(folder / "cell.json")["params"]
+def cell(results, study, stage):
+    name = {s: c.name for s, c in plan_cells(load_study(study))}[stage]
+    return name, read_json(results / "cells" / name / "cell.json")["params"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -102,12 +92,12 @@ def test_the_report_has_the_topics(results):
     assert "One seed was run" in text
 
 
-def test_a_lost_cell_alone_is_run_again(results):
-    name, _ = cell(results, "comparisons")
+def test_a_lost_cell_alone_is_run_again(results, small_study):
+    name, _ = cell(results, small_study, "comparisons")
     before = {p.name: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
     drift = read_table(results / "drift.parquet")
     shutil.rmtree(results / "cells" / name)
-    run_study(STUDY, results)
+    run_study(small_study, results)
     now = {p.name: p.stat().st_mtime_ns for p in (results / "cells").iterdir()}
     assert {n for n in before if now[n] != before[n]} == {name}
     pd.testing.assert_frame_equal(read_table(results / "drift.parquet"), drift)
@@ -121,8 +111,8 @@ def test_animals_that_are_too_few_to_compare_are_said(results):
     assert not (results / "between.parquet").exists()
 
 
-def test_a_dictionary_finds_itself_again(results):
-    _, params = cell(results, "comparisons")
+def test_a_dictionary_finds_itself_again(results, small_study):
+    _, params = cell(results, small_study, "comparisons")
     folder = results / "cells" / "again"
     folder.mkdir()
     reproducibility(
@@ -145,8 +135,8 @@ def test_a_dictionary_finds_itself_again(results):
     shutil.rmtree(folder)
 
 
-def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results):
-    _, params = cell(results, "decoder")
+def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results, small_study):
+    _, params = cell(results, small_study, "decoder")
     folder = results / "cells" / "unseen"
     folder.mkdir()
     settings = {"architecture": "batchtopk", "d_sae": 16, "k": 4, "steps": 10}
@@ -162,8 +152,8 @@ def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results):
     shutil.rmtree(folder)
 
 
-def test_a_recording_that_cannot_be_measured_is_left_out_alone(results):
-    _, params = cell(results, "comparisons")
+def test_a_recording_that_cannot_be_measured_is_left_out_alone(results, small_study):
+    _, params = cell(results, small_study, "comparisons")
     changed, folder = (results / "cells" / name for name in ("changed", "left-out"))
     shutil.copytree(results / "cells" / params["recordings"], changed)
     with h5py.File(changed / "sim01.h5", "r+") as file:
