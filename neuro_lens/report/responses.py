@@ -110,7 +110,8 @@ def time_blocks(results: Results) -> list[Paragraph | Picture | Grid]:
         [
             str(place[0]),
             f"{number(place[1])} to {number(place[2])} s{' (before)' if place[3] else ''}",
-            f"{number(row['extra_nats'], 3, sign=True)} {interval(*ends.loc[place], 3)}",
+            f"{number(row['extra_nats'], 3, sign=True)} "
+            f"{interval(ends.loc[place, 'low'], ends.loc[place, 'high'], 3)}",
             number(row["others"], 3, sign=True),
             number(row["beyond"], 3, sign=True),
             f"{100 * row['share_touched']:.0f} %",

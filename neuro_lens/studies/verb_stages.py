@@ -101,13 +101,15 @@ def units(folder: Path, n_features: int, controls: int, seed: int, hook: str, **
     """Leave the units that drive features out of the input: the table ``ablated_units``."""
     from ..ablation import ablate_units, driving_units
     from ..tuning import attribute
+    from .further_stages import ATTRIBUTED_WINDOWS, spread
 
     halves, made = Halves(folder, **place), Made(hook)
     folds = list(halves.folds(n_features, seed))
     for name in halves.recording_ids:
         own = [fold for fold in folds if fold.recording_id == name]
         wanted = sorted({f for fold in own for group in fold.groups.values() for f in group})
-        given = (halves.hooked, halves.sae, wanted, halves.part("fit", [name]))
+        fit = spread(halves.part("fit", [name]), ATTRIBUTED_WINDOWS)
+        given = (halves.hooked, halves.sae, wanted, fit)
         driven = made.call(name, "ablated_units", attribute, *given, n_steps=STEPS)
         for fold in own if driven is not None else []:
             known = set(driven.units["feature"])
@@ -245,7 +247,8 @@ def sequence(
     from ..ablation import sequence_folds, sequence_specificity
     from ..tuning.variables import PERIODS
 
-    made, folds = Made(hook), []
+    made = Made(hook)
+    folds: list[Any] = []
     for place in parts:
         halves = Halves(folder, **place, window=window, variable=variable, studied=studied)
         studied = halves.recording_ids
