@@ -1,11 +1,12 @@
 """The studies of examples/ run, each in its quick form."""
 
+import importlib.util
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from neuro_lens.recordings import find_data
+from neuro_lens.recordings import find_data, steinmetz
 from neuro_lens.studies import load_study, quick_form, run_study
 from neuro_lens.studies.inputs import IMPORTED
 
@@ -18,6 +19,36 @@ def test_the_page_links_every_example():
     assert [name for name in STUDIES if f"({name})" not in page] == []
 
 
+def fewer_sessions(study, folder):
+    """The study of two of six sessions, which take a third of the time."""
+    every, kept = folder / "every", folder / "recordings"
+    kept.mkdir()
+    steinmetz(find_data("steinmetz"), every)
+    for name in ("steinmetz02", "steinmetz12"):
+        (every / f"{name}.h5").rename(kept / f"{name}.h5")
+    fields = study.model_dump(mode="json")
+    fields["recordings"]["source"] = str(kept)
+    fields["ablation"]["recordings"] = ["steinmetz12"]
+    return load_study(fields)
+
+
+def dissociated(study, out):
+    """What contrast.py asks of its finished studies."""
+    spec = importlib.util.spec_from_file_location("contrast", EXAMPLES / "contrast.py")
+    contrast = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contrast)
+    for within in (None, "choice"):
+        found = contrast.dissociation(study, out, within)
+        verdicts = contrast.named_beforehand(found, ["steinmetz12"]).set_index("recording_id")
+        assert set(found["variable"]) == {"right", "left"}
+        assert verdicts["words"]["steinmetz02"].endswith("described, not tested")
+        assert verdicts["words"]["steinmetz12"].endswith(f"{verdicts['p_corrected'].iloc[1]:.3g}")
+
+
+BEFORE = {"contrast.yaml": fewer_sessions}
+AFTERWARDS = {"contrast.yaml": dissociated}
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_an_example_runs_in_its_quick_form(name, tmp_path):
     study = load_study(EXAMPLES / name)
@@ -28,7 +59,8 @@ def test_an_example_runs_in_its_quick_form(name, tmp_path):
         and not find_data(source, download=False)
     ):
         pytest.skip(f"the recordings of {source} are not on this machine")
-    report = run_study(quick_form(study), tmp_path / "out")
+    study = quick_form(BEFORE[name](study, tmp_path) if name in BEFORE else study)
+    report = run_study(study, tmp_path / "out")
     assert "(quick)" in report.read_text("utf-8")
     decoding = pd.read_parquet(tmp_path / "out" / "decoding.parquet")
     assert set(study.recordings.targets or ["direction"]) <= set(decoding["variable"])
@@ -37,3 +69,5 @@ def test_an_example_runs_in_its_quick_form(name, tmp_path):
     assert not tested["split"].str.contains("fit").any()
     removed = pd.read_parquet(tmp_path / "out" / "ablation.parquet")
     assert set(removed["variable"]) == {study.ablation.variable}
+    if name in AFTERWARDS:
+        AFTERWARDS[name](study, tmp_path / "out")
