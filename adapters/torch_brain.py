@@ -232,7 +232,8 @@ def _task_prediction(name: str, dim: int, output: Any, inputs: Mapping[str, Tens
         output = {name: torch.cat(found)} if found else {}
     if name in output:
         return output[name]
-    return torch.zeros(0, dim, device=inputs["output_timestamps"].device)
+    queries = inputs["output_mask" if "output_mask" in inputs else "output_decoder_index"]
+    return torch.zeros(0, dim, device=queries.device)
 
 
 register_decoder(
