@@ -207,8 +207,8 @@ def main():
     parser.add_argument("part", nargs="?", choices=["ours", "theirs"])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--sessions", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.part == "ours":
