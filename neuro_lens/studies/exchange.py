@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base import NeuroLensError
-from .stages import ASKED, trials_of
+from ..base import NeuroLensError, read_json
+from .stages import ASKED
 
 FIT, SELECT, REPORT = "train_domain", "valid_domain", "test_domain"
 
@@ -18,14 +18,19 @@ def exchanged(folder: Path, recordings: str, seed: int) -> None:
 
     The repeat blocks of the trials that were *fit* become *select* and *report* in turn, the
     others *fit*: a decoder trained on either form was never shown what the other is tested on.
+    Recordings without such trials, which only some decoders are trained on, stay as they are.
     """
     from ..recordings import load_recordings
     from ..recordings.windows import trial_table
 
     there = folder.parent / recordings
     shutil.copy(there / ASKED, folder / ASKED)
-    dataset, trials = load_recordings(there), trials_of(there)
+    dataset, made = load_recordings(there), read_json(there / ASKED)["windows"]
+    trials = made["trials"]
     for name in dataset.recording_ids:
+        shutil.copy(there / f"{name}.h5", folder / f"{name}.h5")
+        if name not in made.get("recording_ids", dataset.recording_ids):
+            continue
         table = trial_table(dataset.get_recording(name), name, trials)
         ends = np.asarray(getattr(dataset.get_recording(name), trials).end)
         fit = (table["split"] == "fit").to_numpy()
@@ -40,7 +45,6 @@ def exchanged(folder: Path, recordings: str, seed: int) -> None:
             part: np.stack([table["start"].to_numpy()[mine], ends[mine]])
             for part, mine in ((SELECT, fit & (turn == 0)), (REPORT, fit & (turn == 1)))
         }
-        shutil.copy(there / f"{name}.h5", folder / f"{name}.h5")
         _rewrite(folder / f"{name}.h5", parts)
 
 
