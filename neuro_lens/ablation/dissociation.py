@@ -80,8 +80,9 @@ def dissociated_answers(
     DataFrame
         A row per recording and variable: ``recording_id``, ``hook``, ``variable``, ``other``,
         ``within``, ``n_trials`` (with a weight) and ``n_blocks``, ``n_features`` (mean over
-        halves), ``base_nats`` (log-loss with nothing removed), ``own_nats`` and ``other_nats``
-        (extra log-loss without its own features, without the other's), ``lead`` (their
+        halves), ``base_nats`` (log-loss with nothing removed) and ``guess_nats`` (of guesses at
+        the values' shares; an answer no better has nothing to lose), ``own_nats`` and
+        ``other_nats`` (extra log-loss without its own features, without the other's), ``lead`` (their
         difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this recording
         only) and ``p_trials`` (one-sided, signs of the blocks' sums flipped). The same in both
         rows of a recording: ``smaller_lead``, ``p`` (the larger ``p_trials``: both answers must
@@ -135,8 +136,9 @@ def named_beforehand(
     DataFrame
         A row per recording: ``recording_id``, ``within``, ``smaller_lead``, ``p``, ``p_dealt``,
         ``tested`` (whether it was named), ``p_corrected`` (Holm over the named ones, of which one
-        without a p counts as 1; NaN for the others), ``dissociated`` (NA for the others) and
-        ``words``.
+        without a p counts as 1; NaN for the others), ``untold`` (variables that the decoder
+        answers no better than by guessing, which have nothing to lose), ``dissociated`` (NA for
+        the others) and ``words``.
     """
     for name in recordings:
         check_choice("recording", name, table["recording_id"].unique())
@@ -146,6 +148,9 @@ def named_beforehand(
     tested = found["recording_id"].isin(recordings)
     found["tested"] = tested
     found["p_corrected"] = holm(found["p"].fillna(1.0).where(tested).to_numpy())
+    idle = table[table["base_nats"] >= table["guess_nats"]]
+    untold = idle.groupby("recording_id")["variable"].agg(" and ".join)
+    found["untold"] = found["recording_id"].map(untold).fillna("")
     shown = (found["p_corrected"] <= alpha).astype("boolean")
     found["dissociated"] = shown.where(tested, pd.NA)
     found["words"] = [_words(row, int(tested.sum()), alpha) for row in found.itertuples()]
@@ -283,6 +288,7 @@ def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) 
             "n_blocks": len(np.unique(blocks[used])),
             "n_features": float(np.mean([len(f.groups[name]) for f in folds])),
             "base_nats": float(np.average(base, weights=weight)),
+            "guess_nats": _guess(trials[name], weight),
             "own_nats": nats[0, 0],
             "other_nats": nats[1, 0],
             "lead": leads[-1][0],
@@ -297,6 +303,11 @@ def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) 
         dealt_lead=dealt.mean(),
         p_dealt=rank_p(smaller, dealt) if chosen else np.nan,
     )
+
+
+def _guess(values: pd.Series, weight: np.ndarray) -> float:
+    share = pd.Series(weight).groupby(values.to_numpy()).sum() / weight.sum()
+    return float(stats.entropy(share))
 
 
 def _weights(study: _Study, trials: pd.DataFrame, variable: str) -> np.ndarray:
@@ -348,6 +359,8 @@ def _words(row: Any, n_tested: int, alpha: float) -> str:
             f"the smaller of both leads is {row.smaller_lead:+.3f} nats{fixed} (p = {row.p:.3g}; "
             f"of the same features dealt anew {row.p_dealt:.1%} lead as much)"
         )
+    if row.untold:
+        said += f"; the decoder tells {row.untold} no better than by guessing"
     if not row.tested:
         return f"{said}; described, not tested"
     verdict = "dissociated" if row.p_corrected <= alpha else "no dissociation shown"

@@ -107,6 +107,7 @@ def test_a_confound_is_dissociated_unless_it_is_held_fixed(dimensions):
     naive = removed(dimensions, CHOICE, False)
     assert naive.loc["right", "lead"] > 0.1
     assert (naive["p"] <= 0.001).all()
+    assert naive["guess_nats"].to_numpy() == pytest.approx(np.log(2), abs=0.02)
     fixed = removed(dimensions, CHOICE, False, "choice")
     assert fixed.loc["right", "lead"] < 0.05
     assert (fixed["p"] > 0.05).all()
@@ -177,6 +178,9 @@ def test_only_recordings_named_beforehand_are_tested_and_counted():
             "smaller_lead": 0.1,
             "p": np.repeat([0.02, 0.03, np.nan, 0.001], 2),
             "p_dealt": 0.01,
+            "variable": ["right", "left"] * 4,
+            "base_nats": [0.3, 0.8, *[0.3] * 6],
+            "guess_nats": 0.69,
         }
     )
     found = named_beforehand(table, ["a", "b", "c"]).set_index("recording_id")
@@ -186,6 +190,8 @@ def test_only_recordings_named_beforehand_are_tested_and_counted():
     assert found["words"]["d"].endswith("described, not tested")
     assert "no feature was chosen for one of the two with choice held fixed" in found["words"]["c"]
     assert not found["dissociated"].any()
+    assert found["untold"].to_dict() == {"a": "left", "b": "", "c": "", "d": ""}
+    assert "the decoder tells left no better than by guessing" in found["words"]["a"]
     one = named_beforehand(table, ["a"]).set_index("recording_id")
     assert one.loc["a", "dissociated"]
     assert "corrected over 1 recordings p = 0.02" in one.loc["a", "words"]
