@@ -82,12 +82,12 @@ def dissociated_answers(
         ``within``, ``n_trials`` (with a weight) and ``n_blocks``, ``n_features`` (mean over
         halves), ``base_nats`` (log-loss with nothing removed) and ``guess_nats`` (of guesses at
         the values' shares; an answer no better has nothing to lose), ``own_nats`` and
-        ``other_nats`` (extra log-loss without its own features, without the other's), ``lead`` (their
-        difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this recording
-        only) and ``p_trials`` (one-sided, signs of the blocks' sums flipped). The same in both
-        rows of a recording: ``smaller_lead``, ``p`` (the larger ``p_trials``: both answers must
-        show it; NaN where no feature was chosen), ``dealt_lead`` (mean smaller lead of features
-        dealt anew) and ``p_dealt`` (rank among these).
+        ``other_nats`` (extra log-loss without its own features, without the other's), ``lead``
+        (their difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this
+        recording only) and ``p_trials`` (one-sided, signs of the blocks' sums flipped). The same
+        in both rows of a recording: ``smaller_lead``, ``p`` (the larger ``p_trials``: both
+        answers must show it; NaN where no feature was chosen), ``dealt_lead`` (mean smaller lead
+        of features dealt anew) and ``p_dealt`` (rank among these).
 
     Raises
     ------
