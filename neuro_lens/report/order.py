@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from .blocks import Grid, Paragraph, Picture, Results
 from .style import BLUE, FAINT, GREY, INK, VERMILION, blank, interval, number, p_value, styled
 
+LEAST_P = 1e-4
+
 
 def sequence_blocks(results: Results) -> list[Paragraph | Picture | Grid]:
     """Return words and pictures of the ``sequence`` tables."""
@@ -66,7 +68,8 @@ def sequence_words(row: dict[str, Any]) -> str:
         f"Sets assigned to shifted values: p {p_value(row['p_shift'], row['p_shift_floor'])}, "
         f"which cannot fall below {number(row['p_shift_floor'], 3)}. {row['n_above']} of "
         f"{row['n_judged']} values lie above their matched sets (exact sign test p "
-        f"{p_value(row['p_sign'])}; it takes values as independent, and neighbours are not quite). "
+        f"{p_value(max(row['p_sign'], LEAST_P), LEAST_P)}; it takes "
+        "values as independent, and neighbours are not quite). "
         f"{row['n_blocks']} repeats, {tested}, which decode at an accuracy of "
         f"{number(row['accuracy'])}; {row['n_values'] - row['n_judged']} of {row['n_values']} "
         "values have no features, or none that could be matched."

@@ -96,6 +96,7 @@ def test_an_order_is_told_with_its_floor_and_its_decoders():
     assert "22 of 28 values lie above their matched sets (exact sign test p 0.002" in words
     assert "10 repeats, each by one of 2 decoders that were not fitted to it" in words
     assert "2 of 30 values have no features" in words
+    assert "sign test p ≤ 0.0001;" in sequence_words({**SEQUENCE, "p_sign": 3e-5})
     assert "held out of the decoder" in sequence_words({**SEQUENCE, "n_decoders": 1})
     none = sequence_words({**SEQUENCE, "n_judged": 0})
     assert none == "m: none of 30 values has a set of features with matched ones, so nothing is " \
