@@ -69,12 +69,13 @@ class SequenceSpecificity(NamedTuple):
     ----------
     summary : DataFrame
         A row per recording: ``contrast`` (extra nats on a value's own trials minus those on far
-        values' trials, the mean over values), ``controls`` (the same of matched random sets),
-        ``above`` (their difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks,
-        this recording only); ``p_controls`` (rank of the contrast among ``n_controls`` draws),
-        ``p_shift`` (rank of ``above`` among all rotations of the assignment of sets to values;
-        never below ``p_shift_floor``, 1 / the number of values), ``n_above`` of ``n_judged`` values
-        whose contrast is above that of their controls, with ``p_sign`` (exact, one-sided);
+        values' trials, the mean over values), ``controls`` (the same of ``n_controls`` matched
+        random sets a value and fold, their mean), ``above`` (their difference) with ``low`` and
+        ``high`` (95 %, bootstrap over repeat blocks: the removed features and the random sets are
+        taken as given, this recording only); the test, ``p_shift`` (rank of ``above`` among all
+        rotations of the assignment of sets to values; never below ``p_shift_floor``, 1 / the number
+        of values); ``n_above`` of ``n_judged`` values whose contrast is above that of their
+        controls, with ``p_sign`` (exact, one-sided; of independent values);
         ``n_values``, ``n_folds``, ``n_blocks``, ``n_trials`` and the bare decoder's ``accuracy``.
     values : DataFrame
         A row per recording and value: ``n_features``, ``on_target``, ``near`` (values closer than
@@ -202,7 +203,9 @@ def sequence_specificity(
 
     Not to a value against all others, of which the next ones are alike, but against those some way
     off. Features that know nothing of the values give any rotation of the assignment of sets to
-    values as soon as their own, and a rotation keeps what neighbours share.
+    values as soon as their own, and a rotation keeps what neighbours share and what folds share.
+    There is no rank among the matched sets: these are drawn anew for each value and fold, so that
+    their mean varies less than that of sets that come again in the other fold or at the next value.
 
     Parameters
     ----------
@@ -277,7 +280,6 @@ def _recording(
         "above": above_s[0],
         "low": low,
         "high": high,
-        "p_controls": _rank(folds),
         "n_controls": min(len(f.controls_cgv) for f in folds),
         "p_shift": rank_p(above_s[0], above_s[1:]),
         "p_shift_floor": 1 / n,
@@ -351,15 +353,6 @@ def _draws(folds: Sequence[SequenceFold]) -> tuple[np.ndarray, np.ndarray]:
         lambda f: np.where(f.judged, contrast_at(f.controls_cgv[:n], f.far_vw), np.nan),
     )
     return own, theirs
-
-
-def _rank(folds: Sequence[SequenceFold]) -> float:
-    """Return the rank p of the mean contrast among that of each draw of matched sets."""
-    own, theirs = _draws(folds)
-    judged = np.isfinite(own)
-    if not judged.any() or len(theirs) == 0:
-        return float("nan")
-    return rank_p(float(own[judged].mean()), theirs[:, judged].mean(1))
 
 
 def _interval(folds: Sequence[SequenceFold], rng: np.random.Generator) -> tuple[float, float]:

@@ -12,6 +12,10 @@ from .blocks import Grid, Paragraph, Picture, Results
 from .style import BLUE, FAINT, GREY, INK, VERMILION, blank, interval, number, p_value, styled
 
 LEAST_P = 1e-4
+INTERVAL = (
+    "The interval draws repeats anew and takes the removed features and the random sets as given: "
+    "it is of these sets in this recording only, and one without 0 is no test of specificity."
+)
 
 
 def sequence_blocks(results: Results) -> list[Paragraph | Picture | Grid]:
@@ -51,7 +55,6 @@ def sequence_words(row: dict[str, Any]) -> str:
             f"{row['recording_id']}: none of {row['n_values']} values has a set of features with "
             "matched ones, so nothing is tested."
         )
-    floor = 1 / (row["n_controls"] + 1)
     decoders = int(row.get("n_decoders", 1))
     tested = (
         f"each by one of {decoders} decoders that were not fitted to it"
@@ -63,9 +66,10 @@ def sequence_words(row: dict[str, Any]) -> str:
         f"{row['recording_id']}: removing a value’s features costs its own trials "
         f"{number(row['contrast'], 3, sign=True)} nats more than those of values at least "
         f"{row['apart']:g} away; {number(row['above'], 3, sign=True)}"
-        f"{f' {spread}' if spread else ''} more than random sets do that remove as much "
-        f"from its trials (rank p {p_value(row['p_controls'], floor)} among {row['n_controls']}). "
-        f"Sets assigned to shifted values: p {p_value(row['p_shift'], row['p_shift_floor'])}, "
+        f"{f' {spread}' if spread else ''} more than {row['n_controls']} random sets do on average "
+        f"that remove as much from its trials. {f'{INTERVAL} ' if spread else ''}"
+        "The test assigns sets to shifted values: "
+        f"p {p_value(row['p_shift'], row['p_shift_floor'])}, "
         f"which cannot fall below {number(row['p_shift_floor'], 3)}. {row['n_above']} of "
         f"{row['n_judged']} values lie above their matched sets (exact sign test p "
         f"{p_value(max(row['p_sign'], LEAST_P), LEAST_P)}; it takes "

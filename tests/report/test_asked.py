@@ -36,7 +36,7 @@ def doses(p=0.01, off_by=0.02):
 
 SEQUENCE = {
     **WHERE, "variable": "segment", "contrast": 0.3, "controls": 0.1, "above": 0.2, "low": 0.05,
-    "high": 0.35, "apart": 2.0, "p_controls": 0.005, "n_controls": 199, "p_shift": 1 / 30,
+    "high": 0.35, "apart": 2.0, "n_controls": 199, "p_shift": 1 / 30,
     "p_shift_floor": 1 / 30, "n_above": 22, "n_judged": 28, "n_values": 30, "p_sign": 0.0019,
     "n_folds": 4, "n_blocks": 10, "n_trials": 300, "accuracy": 0.55, "n_decoders": 2,
 }  # fmt: skip
@@ -91,8 +91,13 @@ def test_the_curve_lies_at_the_tables_means():
 def test_an_order_is_told_with_its_floor_and_its_decoders():
     words = sequence_words(SEQUENCE)
     assert "+0.300 nats more than those of values at least 2 away; +0.200 [0.050, 0.350]" in words
-    assert "(rank p ≤ 0.005 among 199)" in words
-    assert "p ≤ 0.033, which cannot fall below 0.033" in words
+    assert "more than 199 random sets do on average" in words
+    assert "takes the removed features and the random sets as given" in words
+    assert "this recording only" in words
+    assert "as given" not in sequence_words({**SEQUENCE, "low": np.nan, "high": np.nan})
+    assert (
+        "The test assigns sets to shifted values: p ≤ 0.033, which cannot fall below 0.033" in words
+    )
     assert "22 of 28 values lie above their matched sets (exact sign test p 0.002" in words
     assert "10 repeats, each by one of 2 decoders that were not fitted to it" in words
     assert "2 of 30 values have no features" in words
