@@ -2,7 +2,7 @@
 
 from ..saes import untrained_decoder
 from ..tuning import feature_groups
-from .dissociation import balanced_weights, dissociated_answers, named_beforehand
+from .dissociation import balanced_weights, dissociated_answers
 from .doses import DoseResponse, dose_response
 from .engine import Prefix, run_edits
 from .errors import error_table
@@ -15,6 +15,7 @@ from .study import AblationStudy, ablation_study, cross_fitted_study
 from .sufficiency import sufficiency
 from .summaries import summarise_interventions
 from .units import ablate_units, driving_units
+from .verdicts import named_beforehand
 from .words import verdict
 
 __all__ = [

@@ -13,7 +13,7 @@ from scipy import stats
 from ..activations import harvest
 from ..base import Batch, NeuroLensError, as_batch, check_choice
 from ..tuning import TrialCodes, feature_groups, trial_codes, tune
-from .intervals import block_weights, bootstrap_interval, holm, rank_p
+from .intervals import block_weights, bootstrap_interval, rank_p
 from .scene import Scene
 from .study import _pair_recordings, check_sae
 from .tables import N_BOOTSTRAP
@@ -40,10 +40,10 @@ def dissociated_answers(
 ) -> pd.DataFrame:
     """Remove the features of each of two variables and score the decoder's answers to both.
 
-    Each answer should lose more by its own variable's features than by the other's: then neither
-    set is only the more damaging one. Features are chosen on one half of the trials, of each
-    variable with the other one held fixed, and removed on the other half; then the halves swap.
-    A feature that is chosen for both variables is removed for neither.
+    Each answer should lose by its own variable's features, and more than by the other's: then
+    neither set is only the more damaging one. Features are chosen on one half of the trials, of
+    each variable with the other one held fixed, and removed on the other half; then the halves
+    swap. A feature that is chosen for both variables is removed for neither.
 
     What goes with a variable may be what the decoder reads in its place (a choice that goes with
     a stimulus). ``within`` holds it fixed: features are chosen with it held fixed too, and every
@@ -84,10 +84,12 @@ def dissociated_answers(
         the values' shares; an answer no better has nothing to lose), ``own_nats`` and
         ``other_nats`` (extra log-loss without its own features, without the other's), ``lead``
         (their difference) with ``low`` and ``high`` (95 %, bootstrap over repeat blocks, this
-        recording only) and ``p_trials`` (one-sided, signs of the blocks' sums flipped). The same
-        in both rows of a recording: ``smaller_lead``, ``p`` (the larger ``p_trials``: both
-        answers must show it; NaN where no feature was chosen), ``dealt_lead`` (mean smaller lead
-        of features dealt anew) and ``p_dealt`` (rank among these).
+        recording only), ``p_lead`` and ``p_own`` (that ``lead`` and ``own_nats`` are above 0:
+        one-sided, signs of the blocks' sums flipped). The same in both rows of a recording:
+        ``smaller_lead``, ``p`` (the largest of these four: both answers must lose by their own
+        features, and more than by the other's; NaN where no feature was chosen), ``p_floor`` (the
+        smallest that so many blocks can give), ``dealt_lead`` (mean smaller lead of features
+        dealt anew) and ``p_dealt`` (rank among these).
 
     Raises
     ------
@@ -116,45 +118,6 @@ def dissociated_answers(
         rows.append(table.assign(recording_id=recording_id))
     found = pd.concat(rows, ignore_index=True)
     return found[["recording_id", *(c for c in found if c != "recording_id")]]
-
-
-def named_beforehand(
-    table: pd.DataFrame, recordings: Sequence[str], alpha: float = 0.05
-) -> pd.DataFrame:
-    """Return a verdict on each recording, corrected over those that were named beforehand.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From `dissociated_answers`.
-    recordings : sequence of str
-        The recordings that were to be tested; all others are described.
-    alpha : float
-
-    Returns
-    -------
-    DataFrame
-        A row per recording: ``recording_id``, ``within``, ``smaller_lead``, ``p``, ``p_dealt``,
-        ``tested`` (whether it was named), ``p_corrected`` (Holm over the named ones, of which one
-        without a p counts as 1; NaN for the others), ``untold`` (variables that the decoder
-        answers no better than by guessing, which have nothing to lose), ``dissociated`` (NA for
-        the others) and ``words``.
-    """
-    for name in recordings:
-        check_choice("recording", name, table["recording_id"].unique())
-    columns = ["recording_id", "within", "smaller_lead", "p", "p_dealt"]
-    found = table.drop_duplicates("recording_id")[columns]
-    found = found.sort_values("recording_id", ignore_index=True)
-    tested = found["recording_id"].isin(recordings)
-    found["tested"] = tested
-    found["p_corrected"] = holm(found["p"].fillna(1.0).where(tested).to_numpy())
-    idle = table[table["base_nats"] >= table["guess_nats"]]
-    untold = idle.groupby("recording_id")["variable"].agg(" and ".join)
-    found["untold"] = found["recording_id"].map(untold).fillna("")
-    shown = (found["p_corrected"] <= alpha).astype("boolean")
-    found["dissociated"] = shown.where(tested, pd.NA)
-    found["words"] = [_words(row, int(tested.sum()), alpha) for row in found.itertuples()]
-    return found
 
 
 def balanced_weights(
@@ -260,8 +223,7 @@ def _pair_of_both(
         for half, parts in own.items():
             for part, other in zip(parts, second[recording_id][half], strict=True):
                 part.targets.update(other.targets)
-                wanted = [*study.tasks, *([study.within] if study.within else [])]
-                for name in wanted:
+                for name in [*study.tasks, "block", *([study.within] if study.within else [])]:
                     check_choice("label", name, part.labels.columns)
     return first
 
@@ -278,7 +240,7 @@ def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) 
         base = np.concatenate([f.base[name] for f in folds])
         nats = extra.sum(2) / weight.sum()
         leads.append(nats[0] - nats[1])
-        more = (extra[0, 0] - extra[1, 0])[used]
+        own, more = extra[0, 0][used], (extra[0, 0] - extra[1, 0])[used]
         row = {
             "hook": study.hook,
             "variable": name,
@@ -294,12 +256,14 @@ def _recording(study: _Study, folds: Sequence[_Fold], rng: np.random.Generator) 
             "lead": leads[-1][0],
         }
         row["low"], row["high"] = _interval(more, weight[used], blocks[used], rng)
-        row["p_trials"] = _flipped(more, blocks[used], rng) if chosen else np.nan
+        for column, terms in (("p_lead", more), ("p_own", own)):
+            row[column] = _flipped(terms, blocks[used], rng) if chosen else np.nan
         rows.append(row)
     smaller, dealt = np.minimum(*leads)[0], np.minimum(*leads)[1:]
     return pd.DataFrame(rows).assign(
         smaller_lead=smaller,
-        p=max(row["p_trials"] for row in rows),
+        p=max(row[column] for row in rows for column in ("p_lead", "p_own")),
+        p_floor=max(_least(row["n_blocks"]) for row in rows),
         dealt_lead=dealt.mean(),
         p_dealt=rank_p(smaller, dealt) if chosen else np.nan,
     )
@@ -350,18 +314,6 @@ def _flipped(more: np.ndarray, blocks: np.ndarray, rng: np.random.Generator) -> 
     return float(found.pvalue)
 
 
-def _words(row: Any, n_tested: int, alpha: float) -> str:
-    fixed = f" with {row.within} held fixed" if row.within else ""
-    if np.isnan(row.p):
-        said = f"no feature was chosen for one of the two{fixed}, so there is nothing to compare"
-    else:
-        said = (
-            f"the smaller of both leads is {row.smaller_lead:+.3f} nats{fixed} (p = {row.p:.3g}; "
-            f"of the same features dealt anew {row.p_dealt:.1%} lead as much)"
-        )
-    if row.untold:
-        said += f"; the decoder tells {row.untold} no better than by guessing"
-    if not row.tested:
-        return f"{said}; described, not tested"
-    verdict = "dissociated" if row.p_corrected <= alpha else "no dissociation shown"
-    return f"{verdict}: {said}; corrected over {n_tested} recordings p = {row.p_corrected:.3g}"
+def _least(n_blocks: int) -> float:
+    """Return the smallest p that `_flipped` can give."""
+    return 1.0 if n_blocks < 2 else max(2.0**-n_blocks, 1 / (1 + FLIPS))

@@ -54,6 +54,23 @@ def decoder(right_from):
     return hook_model(TwoAnswers(right_from).eval(), taps=taps, tasks=TASKS)
 
 
+def at_random(seed):
+    """A decoder of a random readout and two halves whose labels are random."""
+    torch.manual_seed(seed)
+    model = TwoAnswers(RIGHT).eval()
+    with torch.no_grad():
+        model.readout.weight.copy_(0.7 * torch.randn(4, D))
+        model.readout.bias.zero_()
+    taps = [Residual("hook_branch", HOOK, "branch", axis="latent")]
+    halves = [[half(s, 1000 * seed + i, True)] for i, s in enumerate(("select", "report"))]
+    for i, (batch,) in enumerate(halves):
+        rng = np.random.default_rng([seed, i, 5])
+        for name in SIDES:
+            batch.labels[name] = drawn = rng.integers(2, size=len(batch))
+            batch.targets[name] = torch.tensor(drawn)
+    return hook_model(model, taps=taps, tasks=TASKS), halves
+
+
 def half(split, seed, carries_right, recording_id="m1", n_blocks=12):
     """Trials in which the choice goes with ``right``; ``left`` goes with neither."""
     rng = np.random.default_rng([seed, carries_right])
@@ -153,6 +170,22 @@ def test_one_set_for_both_is_no_dissociation(dimensions):
     assert (found["p"] > 0.05).all()
 
 
+def test_nothing_is_dissociated_by_chance(dimensions):
+    """Random labels: a set may cost the other answer nothing less than nothing, and so lead."""
+    found = []
+    for seed in range(20):
+        hooked, halves = at_random(seed)
+        table = dissociated_answers(
+            hooked, dimensions, *halves, SIDES, n_features=2, controls=1, seed=seed, hook=HOOK
+        )
+        assert (table["p"] == max(table["p_lead"].max(), table["p_own"].max())).all()
+        found.append(named_beforehand(table, ["m1"]).assign(leads=table["p_lead"].max() <= 0.05))
+    found = pd.concat(found)
+    assert found["leads"].any()
+    assert (found["p"] <= 0.05).mean() <= 0.05
+    assert not found["dissociated"].any()
+
+
 def test_effects_are_those_of_removing_by_hand(dimensions):
     """Of the features chosen on the other half, which the study leaves to be known."""
     hooked, halves = decoder(RIGHT), [half(s, i, True) for i, s in enumerate(("select", "report"))]
@@ -170,35 +203,6 @@ def test_effects_are_those_of_removing_by_hand(dimensions):
         np.testing.assert_allclose(fold.extra["right"][i, 0], expected, atol=1e-5)
 
 
-def test_only_recordings_named_beforehand_are_tested_and_counted():
-    table = pd.DataFrame(
-        {
-            "recording_id": np.repeat(list("abcd"), 2),
-            "within": "choice",
-            "smaller_lead": 0.1,
-            "p": np.repeat([0.02, 0.03, np.nan, 0.001], 2),
-            "p_dealt": 0.01,
-            "variable": ["right", "left"] * 4,
-            "base_nats": [0.3, 0.8, *[0.3] * 6],
-            "guess_nats": 0.69,
-        }
-    )
-    found = named_beforehand(table, ["a", "b", "c"]).set_index("recording_id")
-    assert found.loc[["a", "b", "c"], "p_corrected"].tolist() == pytest.approx([0.06, 0.06, 1])
-    assert np.isnan(found.loc["d", "p_corrected"])
-    assert pd.isna(found.loc["d", "dissociated"])
-    assert found["words"]["d"].endswith("described, not tested")
-    assert "no feature was chosen for one of the two with choice held fixed" in found["words"]["c"]
-    assert not found["dissociated"].any()
-    assert found["untold"].to_dict() == {"a": "left", "b": "", "c": "", "d": ""}
-    assert "the decoder tells left no better than by guessing" in found["words"]["a"]
-    one = named_beforehand(table, ["a"]).set_index("recording_id")
-    assert one.loc["a", "dissociated"]
-    assert "corrected over 1 recordings p = 0.02" in one.loc["a", "words"]
-    with pytest.raises(NeuroLensError, match="unknown recording 'e'"):
-        named_beforehand(table, ["e"])
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -213,6 +217,23 @@ def test_bad_input(dimensions, change, sentence):
     given = {"variables": SIDES, "hook": HOOK, "controls": 3, **change}
     with pytest.raises(NeuroLensError, match=sentence):
         dissociated_answers(decoder(RIGHT), dimensions, *halves, **given)
+
+
+def test_labels_without_blocks_are_refused(dimensions):
+    halves = [[half(s, i, True, n_blocks=2)] for i, s in enumerate(("select", "report"))]
+    for (batch,) in halves:
+        del batch.labels["block"]
+    with pytest.raises(NeuroLensError, match="unknown label 'block'"):
+        dissociated_answers(decoder(RIGHT), dimensions, *halves, SIDES, controls=3, hook=HOOK)
+
+
+def test_one_block_a_half_can_show_nothing(dimensions):
+    halves = [[half(s, i, True, n_blocks=1)] for i, s in enumerate(("select", "report"))]
+    found = dissociated_answers(
+        decoder(RIGHT), dimensions, *halves, SIDES, n_features=1, controls=3, hook=HOOK
+    )
+    assert (found["p_floor"] == 0.25).all()
+    assert (found["p"] >= 0.25).all()
 
 
 def test_strata_without_both_values_are_refused(dimensions):
