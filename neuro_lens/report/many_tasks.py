@@ -14,6 +14,9 @@ KEYS = ["task", "metric"]
 SEEN = 0.005
 """Changes of a score below this are none, to two digits."""
 MATCHED = 0.1
+"""Random sets that differ by more in what they remove are none to compare with."""
+FEWEST = 5
+"""Nor are fewer sets than these, which chance leads too often."""
 BARE, SAE, REMOVED, RANDOM = "bare", "SAE", "without features", "without random features"
 """The conditions that tasks are scored under."""
 
@@ -64,7 +67,8 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
         ``hook``, ``variable``, ``task``, ``metric``, ``n_recordings``; ``change`` of the score
         against decoding with the SAE (mean over recordings and seeds), ``worse`` (recordings
         whose mean over seeds fell), ``random_low`` and ``random_high`` (the same mean of each
-        random set), ``n_random``, ``n_features`` and ``match_error``, the random sets' largest.
+        random set that all seeds have), ``n_random``, ``n_features`` and ``match_error``, the
+        random sets' largest.
     """
     rows = _main_metric(table)
     keys = ["hook", "seed", *KEYS, "recording_id"]
@@ -73,6 +77,8 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(change=rows["value"] - rows["with_sae"])
     own, random = (rows[rows["condition"] == name] for name in (REMOVED, RANDOM))
     by = ["hook", "variable", *KEYS]
+    seeds = random.groupby([*by, "draw"])["seed"].transform("nunique")
+    random = random[seeds == own["seed"].nunique()]
     each = own.groupby([*by, "recording_id"], sort=False)["change"].mean()
     found = own.groupby(by, sort=False).agg(
         n_recordings=("recording_id", "nunique"),
@@ -89,16 +95,23 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def removal_words(rows: pd.DataFrame, variable: str, hook: str) -> str:
     """Return in words which tasks lose more without a variable's features than without others."""
-    lost = rows[(rows["change"] <= -SEEN) & (rows["change"] < rows["random_low"])]
-    lost = lost.sort_values("change")
-    n, sets = int(rows["n_features"].max()), rows["n_random"].max()
-    start = f"Without {plural(n, 'feature')} of {variable} at {hook}"
+    start = f"Without {plural(int(rows['n_features'].max()), 'feature')} of {variable} at {hook}"
+    sets, error = rows["n_random"].max(), rows["match_error"].max()
     if sets != sets:
         return f"{start}: no features are left to draw sets as large from, so nothing is compared."
-    sets, error = int(sets), rows["match_error"].max()
-    much = f"that remove as much, within {100 * error:.0f} %"
-    much = much if error <= MATCHED else f"whose mass or norm is up to {100 * error:.0f} % off"
-    than = f"than without each of {plural(sets, 'random set')} {much}"
+    sets = int(sets)
+    if sets < FEWEST or error > MATCHED:
+        return (
+            f"{start}: nothing comparable is left to remove in their place, as the others give "
+            f"{plural(sets, 'distinct random set')}, up to {100 * error:.0f} % off in mass or "
+            "norm, so nothing is compared."
+        )
+    than = (
+        f"than without each of {plural(sets, 'random set')} that remove as much on the labelled "
+        f"trials, within {100 * error:.0f} %"
+    )
+    lost = rows[(rows["change"] <= -SEEN) & (rows["change"] < rows["random_low"])]
+    lost = lost.sort_values("change")
     if lost.empty:
         return f"{start}, no task is decoded worse {than}."
     said = [f"{task_in_words(r.task)} ({number(r.change, sign=True)})" for r in lost.itertuples()]
@@ -156,6 +169,6 @@ def _costs(removed: pd.DataFrame) -> Grid:
         ["task", *(f"without {v}" for v in variables)],
         rows,
         f"Change of the score against decoding with the SAE at {removed['hook'].iloc[0]}; in "
-        "brackets the range of random sets that remove as much on the trials. Features were chosen "
-        "on the select part.",
+        "brackets the range of random sets that remove as much on the labelled trials, which need "
+        "not be so elsewhere. Features were chosen on the select part.",
     )

@@ -51,8 +51,9 @@ def multitask(
     """Score every task in each recording on ``report`` windows: the table ``multitask``.
 
     Bare, with the SAE, and without the features of each variable in ``removed``; beside that
-    without ``draws`` random sets of other features that remove as much on the trials. Features are
-    chosen on ``select`` trials. Of what could not be chosen, ``left_out`` says why.
+    without ``draws`` random sets of other features that remove as much on the trials, or as many
+    as differ. Features are chosen on ``select`` trials. Of what could not be chosen, ``left_out``
+    says why.
     """
     from ..decoders import multitask_table, stream_windows
     from ..hooks import hook_model
@@ -150,7 +151,8 @@ def random_sets(
 ) -> dict[str, list[RandomSet]]:
     """Return random sets of features that take away as much as the chosen ones on the trials.
 
-    Where few other features are left they differ in what they take away: see their ``error``.
+    ``draws`` are drawn, and equal ones counted once. Where few other features are left there are
+    fewer sets, and these differ in what they take away: see their ``error``.
     """
     from ..ablation.matching import mass_and_norm, matched_sets
 
@@ -163,9 +165,10 @@ def random_sets(
         own = np.flatnonzero(np.isin(alive, features))
         if len(own) and len(own) < len(alive) and draws:
             drawn = matched_sets(removed, own, np.arange(len(alive)), draws, rng)
+            distinct = dict(zip(map(tuple, drawn.sets), drawn.error, strict=True))
             found[variable] = [
-                RandomSet(alive[rows].tolist(), float(error))
-                for rows, error in zip(drawn.sets, drawn.error, strict=True)
+                RandomSet(alive[list(rows)].tolist(), float(error))
+                for rows, error in distinct.items()
             ]
     return found
 

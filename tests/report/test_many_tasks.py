@@ -34,7 +34,7 @@ def table():
             mine = {**none, "variable": "direction", "n_features": 12}
             less = level - 0.05 + CHANGES[task]
             rows.append({**mine, "condition": "without features", "draw": -1, "value": less})
-            for draw, lost in enumerate((0.02, 0.04)):
+            for draw, lost in enumerate((0.02, 0.04, 0.03, 0.03, 0.03)):
                 random = {"condition": "without random features", "draw": draw}
                 random["match_error"] = 0.04
                 rows.append({**mine, **random, "value": level - 0.05 - lost})
@@ -60,18 +60,30 @@ def test_removal_is_set_against_the_sae_and_random_sets(table):
     assert removed["random_high"].to_numpy() == pytest.approx(-0.02)
     assert removed["worse"].to_dict() == {**dict.fromkeys(CHANGES, 2), "pupil_size": 0}
     assert removal_words(removed.reset_index(), "direction", HOOK) == (
-        f"Without 12 features of direction at {HOOK}, worse than without each of 2 random sets "
-        "that remove as much, within 4 %: drifting gratings orientation (−0.30), of 3 tasks, of "
-        "which chance would name one in 3."
+        f"Without 12 features of direction at {HOOK}, worse than without each of 5 random sets "
+        "that remove as much on the labelled trials, within 4 %: drifting gratings orientation "
+        "(−0.30), of 3 tasks, of which chance would name one in 6."
     )
-    far = removed.reset_index().assign(match_error=0.6)
-    assert "whose mass or norm is up to 60 % off" in removal_words(far, "direction", HOOK)
+
+
+@pytest.mark.parametrize("changed", [{"match_error": 0.92}, {"n_random": 1}])
+def test_sets_that_are_not_alike_or_too_few_are_not_compared_with(table, changed):
+    words = removal_words(removal_table(table).assign(**changed), "direction", HOOK)
+    assert "nothing comparable is left" in words
+    assert "chance" not in words
+    assert "worse" not in words
+
+
+def test_only_random_sets_of_all_seeds_count(table):
+    fewer = table[table["draw"] < 1].assign(seed=1)
+    removed = removal_table(pd.concat([table, fewer], ignore_index=True))
+    assert (removed["n_random"] == 1).all()
 
 
 def test_no_loss_and_no_random_sets_are_said(table):
     table.loc[table["condition"] == "without features", "value"] = 0.8
     words = removal_words(removal_table(table), "direction", HOOK)
-    assert "no task is decoded worse than without each of 2 random sets" in words
+    assert "no task is decoded worse than without each of 5 random sets" in words
     alone = table[table["condition"] != "without random features"]
     assert "nothing is compared" in removal_words(removal_table(alone), "direction", HOOK)
 

@@ -142,7 +142,8 @@ def test_claims_about_all_tasks_and_unseen_animals_are_those_of_the_tables(tmp_p
     pd.DataFrame([
         {**row, "condition": "bare", "value": 0.5}, {**row, "condition": "SAE", "value": 0.4},
         {**mine, "condition": "without features", "value": 0.1},
-        {**mine, "condition": "without random features", "draw": 0, "value": 0.3},
+        *({**mine, "condition": "without random features", "draw": i, "value": 0.3}
+          for i in range(5)),
     ]).to_parquet(tmp_path / "multitask.parquet")  # fmt: skip
     unseen = {"variable": "cre_line", "accuracy": 0.78, "chance": 1 / 3, "n_animals": 9,
               "p": 0.01, "p_floor": 0.0006, "words": ""}  # fmt: skip

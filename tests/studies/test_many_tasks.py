@@ -114,11 +114,11 @@ def test_random_sets_share_no_feature_and_take_as_much_away():
         assert not set(drawn) & {0, 1, 2}
         assert max(drawn) < 30
         assert mass[drawn].sum() == pytest.approx(mass[:3].sum(), rel=0.06)
+    assert len({tuple(drawn) for drawn, _ in sets}) == len(sets) == 4
     most = {"direction": list(range(28))}
-    assert all(
-        s.error > 0.5
-        for s in random_sets(TrialCodes(codes, trials), Dictionary, most, 2, 0)["direction"]
-    )
+    left = random_sets(TrialCodes(codes, trials), Dictionary, most, 9, 0)["direction"]
+    assert len(left) == len({tuple(s.features) for s in left}) < 9
+    assert all(s.error > 0.5 for s in left)
 
 
 def test_tasks_of_all_stimuli_have_no_targets_of_trials():
