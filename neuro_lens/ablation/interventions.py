@@ -62,7 +62,8 @@ def run_interventions(
         ``block``, ``split`` and the trial's labels; ``nats`` (log-loss, the mean over the trial's
         predictions), ``base_nats`` (of the decoder with the same dictionaries spliced in and
         nothing changed), ``extra_nats`` (their difference), ``bare_nats`` (of the decoder as it
-        is) and ``touched`` (whether anything changed at the hooks). Of a classification
+        is) and ``touched`` (whether anything changed, at the hooks or of the units that are named;
+        a unit that a recording does not have changes nothing there). Of a classification
         ``target``, ``answer`` and ``correct``; of a regression ``squared_error``, and nats are
         those of a normal density around the prediction whose variance is the bare decoder's
         mean squared error in the recording.
@@ -93,7 +94,8 @@ def run_interventions(
     if untouched:
         raise NeuroLensError(
             f"{min(untouched)!r} touches no position of any of the "
-            f"{sum(map(len, parts))} windows; check its positions, times and windows"
+            f"{sum(map(len, parts))} windows; check its positions, times and windows, and whether "
+            "the recordings have its units"
         )
     return pd.concat(tables, ignore_index=True)
 
@@ -169,8 +171,6 @@ class Moved:
     def touched(self, moves: _Moves) -> np.ndarray:
         """Return in which windows anything changes at a hook, on what the hook saw."""
         found = np.zeros(len(self.prefix.batch), dtype=bool)
-        if moves.units:
-            return ~found
         for hook, interventions in moves.at.items():
             if not interventions:
                 continue
@@ -250,11 +250,12 @@ class _Recording:
         """Run sets that share their hooks and units."""
         units, hooks = moves[0].place
         batches = [edit_units(self.hooked, b, units) for b in self.batches]
+        both = zip(self.batches, batches, strict=True)
+        unlike = self._trials_of(_differing(given, edited) for given, edited in both)
         if not hooks:
             predictions = torch.cat([self._decode(b) for b in batches])[None]
             alone = scores.of(predictions)
-            every = np.ones(len(self.rows.table), dtype=bool)
-            return [{**alone[0], "touched": every, "reached": True} for _ in moves]
+            return [{**alone[0], "touched": unlike, "reached": unlike.any()} for _ in moves]
         prefixes = [Prefix(self.hooked, hooks, b, self.task) for b in batches]
         edits = self._edits(prefixes, moves)
         found: list[dict[str, Any]] = []
@@ -262,7 +263,7 @@ class _Recording:
             found += scores.of(predictions)
         if advance is not None:
             for one, m in zip(found, moves, strict=True):
-                one["touched"] = self._touched(edits, m)
+                one["touched"] = unlike | self._trials_of(part.touched(m) for part in edits)
                 one["reached"] = one["touched"].any() or self._reaches(edits, m)
         return found
 
@@ -278,12 +279,12 @@ class _Recording:
                     here[hook].reference = reference
         return [Moved(p, here, moves) for p, here in zip(prefixes, places, strict=True)]
 
-    def _touched(self, edits: Sequence[Moved], moves: _Moves) -> np.ndarray:
-        touched = np.zeros(len(self.rows.table), dtype=bool)
-        for part, of_window in zip(edits, self.rows.window_trial, strict=True):
-            mine = part.touched(moves) & (of_window >= 0)
-            touched[of_window[mine]] = True
-        return touched
+    def _trials_of(self, windows: Iterable[np.ndarray]) -> np.ndarray:
+        """Return which trials any of these windows belongs to, given batch by batch."""
+        found = np.zeros(len(self.rows.table), dtype=bool)
+        for mine, of_window in zip(windows, self.rows.window_trial, strict=True):
+            found[of_window[mine & (of_window >= 0)]] = True
+        return found
 
     def _reaches(self, edits: Sequence[Moved], moves: _Moves) -> bool:
         """Return whether any place is one at which the set may change something."""
@@ -301,6 +302,16 @@ class _Recording:
         with evaluating(self.hooked.decoder), torch.no_grad():
             inputs = self.hooked.named_inputs(batch.args, batch.inputs)
             return self.task.prediction(self.hooked.decode(batch), inputs)
+
+
+def _differing(batch: Batch, edited: Batch) -> np.ndarray:
+    """Return which windows have other inputs once units are changed."""
+    found = np.zeros(len(batch), dtype=bool)
+    for name, given in batch.inputs.items():
+        now = edited.inputs[name]
+        if now is not given:
+            found |= (now != given).reshape(len(batch), -1).any(1).cpu().numpy()
+    return found
 
 
 def _reference(

@@ -219,6 +219,32 @@ def test_a_hook_that_never_runs_is_said():
         run_interventions(hooked, [make_batch("report")], {"x": {"hook": HOOK}})
 
 
+def test_a_unit_changes_only_the_recordings_that_have_it(
+    small_decoder, grating_recordings, tokenizer
+):
+    from neuro_lens.recordings import batches
+
+    def parts(*names):
+        return list(batches(grating_recordings, tokenizer, split="report", recording_ids=names))
+
+    transformer = hook_model(small_decoder.eval())
+    half = {"windows": {"direction": [0.0]}, "change": {"add": 1.0}}
+    head = {"hook": "blocks.0.attn.hook_z", "heads": [0], "windows": {"direction": [0.0]}}
+    sets = {"out": {"units": ["a/1"]}, "once": {"units": ["a/1"], **half}}
+    sets["with a head"] = [sets["out"], head]
+    table = run_interventions(transformer, parts("a", "b"), sets)
+    changed = (table["nats"] - table["bare_nats"]).abs() > 0
+    assert not (changed & ~table["touched"]).any()
+    here = table["recording_id"] == "a"
+    for name, one in table.groupby("intervention"):
+        a_way = (one["direction"] == 0.0).to_numpy()
+        expected = {"out": here[one.index], "once": here[one.index] & a_way}
+        expected["with a head"] = here[one.index] | a_way
+        assert (one["touched"] == expected[name]).all()
+    with pytest.raises(NeuroLensError, match=r"'out' touches no .* have its units"):
+        run_interventions(transformer, parts("b"), {"out": sets["out"]})
+
+
 def test_fit_windows_are_refused(hooked):
     with pytest.raises(NeuroLensError, match="fit part"):
         run_interventions(hooked, [make_batch("fit")], {"x": {"hook": HOOK}})
