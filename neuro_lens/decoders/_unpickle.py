@@ -5,6 +5,7 @@ A class that cannot be imported is stood in for by one that only keeps what it i
 """
 
 import json
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -52,6 +53,8 @@ def unpickled(path):
 
 def plain(value):
     """Return a value as JSON has it; raise TypeError where it has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(str(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, dict) and not isinstance(value, StandIn):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickletools
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,19 @@ from ..base import NeuroLensError, atomic_folder, read_json, refuse_foreign, wri
 CARD = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 SCRIPT = Path(__file__).with_name("_unpickle.py")
+OF_WEIGHTS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w+Storage|Size|device)"
+)
+PICKLES = 4
+"""In torch's older format a number, a version, facts of the machine, and the content."""
+UNLISTED = "classes that cannot be listed"
 
 
 def foreign_classes(path: str | Path) -> list[str]:
     """Return the classes and functions that a checkpoint names beside those of weights.
+
+    Nothing is unpickled. In a file of torch's older format, which is no zip, one of the names may
+    be "classes that cannot be listed".
 
     Raises
     ------
@@ -31,6 +44,8 @@ def foreign_classes(path: str | Path) -> list[str]:
     if not path.is_file():
         raise NeuroLensError(f"there is no checkpoint {path}; check the path")
     try:
+        if not zipfile.is_zipfile(path):
+            return _older_classes(path)
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -77,7 +92,7 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, trusted: bool = Fal
     with tempfile.TemporaryDirectory() as empty, atomic_folder(out) as part:
         _unpickle(path, Path(empty))
         facts = read_json(Path(empty) / "facts.json")
-        (Path(empty) / WEIGHTS).replace(part / WEIGHTS)
+        shutil.move(Path(empty) / WEIGHTS, part / WEIGHTS)
         write_json(part / CARD, {**facts, "source": path.name, "classes": classes})
     return list(facts["dropped"])
 
@@ -108,6 +123,19 @@ def read_converted(folder: Path) -> dict[str, Any]:
         for name, value in facts["state"].items()
     }
     return {**tensors, **beside}
+
+
+def _older_classes(path: Path) -> list[str]:
+    """Return the names in the pickles that torch's older format begins with."""
+    named = set()
+    with path.open("rb") as file:
+        for _ in range(PICKLES):
+            for code, argument, _ in pickletools.genops(file):
+                if code.name in ("GLOBAL", "INST"):
+                    named.add(str(argument).replace(" ", "."))
+                elif code.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                    named.add(UNLISTED)
+    return sorted(name for name in named if not OF_WEIGHTS.fullmatch(name))
 
 
 def _unpickle(path: Path, folder: Path) -> None:

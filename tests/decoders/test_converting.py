@@ -1,8 +1,10 @@
 """Checkpoints with foreign classes: refused, named, and converted only on the user's word."""
 
 import sys
+import tempfile
 import types
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +87,40 @@ def test_a_converted_checkpoint_is_the_same_decoder(checkpoint, decoder, tmp_pat
     assert loaded.unit_emb.vocab == decoder.unit_emb.vocab
     for name, weight in decoder.named_parameters():
         assert torch.equal(dict(loaded.named_parameters())[name], weight)
+
+
+def test_the_folder_may_lie_on_another_filesystem(checkpoint, tmp_path, monkeypatch):
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one filesystem")
+    monkeypatch.setattr(tempfile, "tempdir", str(memory))
+    convert_checkpoint(checkpoint, tmp_path / "out", trusted=True)
+    assert "unit_emb.weight" in load_checkpoint(tmp_path / "out", new_decoder()).state_dict()
+
+
+def test_what_is_no_number_is_not_kept(tmp_path):
+    facts = {"best": float("inf"), "curves": [{"loss": float("nan")}], "lr": 0.1}
+    torch.save({"state_dict": {"w": torch.ones(2), "scale": float("nan")}, **facts}, tmp_path / "x")
+    gone = convert_checkpoint(tmp_path / "x", tmp_path / "out", trusted=True)
+    assert gone == ["scale (nan)", "best (inf)", "curves (nan)"]
+    assert read_json(tmp_path / "out" / "checkpoint.json")["about"] == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "named"),
+    [(2, ["collections.Counter"]), (4, ["classes that cannot be listed"])],
+)
+def test_a_checkpoint_of_torchs_older_format_is_converted(decoder, tmp_path, protocol, named):
+    state = {f"model.{k}": v for k, v in decoder.state_dict().items()}
+    content = {"state_dict": state, "seen": Counter("ab")}
+    path = tmp_path / "older.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert foreign_classes(path) == named
+    with pytest.raises(NeuroLensError, match=named[0]):
+        convert_checkpoint(path, tmp_path / "out")
+    convert_checkpoint(path, tmp_path / "out", trusted=True)
+    loaded = load_checkpoint(tmp_path / "out", new_decoder())
+    assert torch.equal(loaded.unit_emb.weight, decoder.unit_emb.weight)
 
 
 class Tells:
