@@ -53,7 +53,7 @@ COLUMNS = {
     "dissociation": "recording_id removed read extra_nats low high beyond beyond_low beyond_high "
     "dissociated",
     "interventions": "recording_id intervention share_touched base_nats extra_nats low high",
-    "sequence": "recording_id contrast above low high apart p_controls n_controls p_shift "
+    "sequence": "recording_id contrast above low high apart n_controls p_shift "
     "p_shift_floor n_above n_judged n_values p_sign n_blocks accuracy",
     "sequence_values": "recording_id variable value above judged",
     "sequence_shifts": "recording_id shift above",
