@@ -91,6 +91,20 @@ class SpikePOYO(POYO):  # type: ignore[misc]
         sizes = [spec.dim for spec in self.readout_specs.values()]
         return dict(zip(self.readout_specs, rows.split(sizes, dim=-1), strict=True))
 
+    @classmethod
+    def load_pretrained(cls, checkpoint_path: Any) -> SpikePOYO:
+        """Refuse: a checkpoint does not say which outputs are whose, see `load_checkpoint`.
+
+        Raises
+        ------
+        NeuroLensError
+            Always.
+        """
+        raise NeuroLensError(
+            f"{checkpoint_path} does not say which tasks its outputs are of; build a SpikePOYO "
+            "with readout_specs and the checkpoint's sizes and give both to load_checkpoint"
+        )
+
     @staticmethod
     def unit_ids(recording: Any) -> list[str]:
         """Return the ids of a recording's units, in their order."""
@@ -140,7 +154,10 @@ class SpikePOYO(POYO):  # type: ignore[misc]
         inputs = super().tokenize(data)
         times = np.asarray(data.get_nested_attribute(self.timestamp_key)).astype(np.float32)
         inputs["input_timestamps"] = pad8(inputs["input_timestamps"].obj.astype(np.float32))
-        inputs["latent_timestamps"] = inputs["latent_timestamps"].astype(np.float32)
+        latents = inputs["latent_timestamps"]  # by rounding also beyond the end: 0.2 - 0.05 > 0.15
+        inside = latents - self.latent_step / 2 < self.sequence_length - 1e-9
+        inputs["latent_timestamps"] = latents[inside].astype(np.float32)
+        inputs["latent_index"] = inputs["latent_index"][inside]
         inputs |= {"output_timestamps": pad(times), "output_mask": track_mask(times)}
         targets = {}
         for name, spec in self.readout_specs.items():

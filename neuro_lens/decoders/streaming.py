@@ -64,12 +64,17 @@ def stream_windows(
     Raises
     ------
     NeuroLensError
-        For an unknown split or recording, units that the decoder does not know, or where no
-        window fits.
+        For an unknown split or recording, a decoder that does not read traces, units that it does
+        not know, or where no window fits.
     """
     chosen = [split] if isinstance(split, str) else list(SPLITS if split is None else split)
     for name in chosen:
         check_choice("split", name, SPLITS)
+    if not hasattr(decoder, "pool"):
+        raise NeuroLensError(
+            f"windows of traces are streamed, and a {type(decoder).__name__} does not read traces; "
+            "make its windows with neuro_lens.recordings.batches"
+        )
     length = decoder.sequence_length if length is None else length
     step = length if step is None else step
     if not (0 < length < np.inf and 0 < step < np.inf):

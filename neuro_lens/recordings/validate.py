@@ -60,9 +60,9 @@ def check_recording(path: str | Path) -> None:
     """Raise unless a file is a recording that can be decoded.
 
     It must open and hold ``session.id``; finite ``calcium_traces.df_over_f`` (samples x units)
-    with as many distinct ``rois.id``, or ``spikes`` (``timestamps``, finite, and ``unit_index``)
-    with distinct ``units.id``, or both; and at least one trial, all with finite times. Fit, select
-    and report must not overlap.
+    with as many distinct ``rois.id``, or ``spikes`` (``timestamps``, finite and in order, and
+    ``unit_index``) with distinct ``units.id``, or both; and at least one trial, all with finite
+    times. Fit, select and report must not overlap.
 
     Parameters
     ----------
@@ -182,6 +182,12 @@ def _spikes_problem(file: Any) -> str | None:
     n_bad = int((~np.isfinite(times)).sum())
     if n_bad:
         return f"{n_bad} of {len(times)} spikes have no finite time; leave these out"
+    n_back = int((np.diff(times) < 0).sum())
+    if n_back:
+        return (
+            f"{n_back} of {len(times)} spikes.timestamps are earlier than the one before, where "
+            "windows are cut from times in order; sort the spikes by time"
+        )
     return None
 
 

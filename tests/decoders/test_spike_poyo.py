@@ -15,6 +15,7 @@ from neuro_lens.decoders import (
     load_checkpoint,
     load_decoder,
     save_decoder,
+    stream_windows,
     train_decoder,
     trial_means,
 )
@@ -166,6 +167,23 @@ def test_weights_of_a_published_poyo_load(tmp_path):
     loaded = load_checkpoint(tmp_path / "poyo.ckpt", empty)
     assert torch.equal(loaded.readout.weight, plain.readout.weight)
     assert dict(loaded.unit_emb.vocab) == {"NA": 0, "u0": 1, "u1": 2}
+
+
+@pytest.mark.parametrize("start", [0.0, 0.05])
+def test_latents_lie_inside_the_window(dataset, start):
+    window = (start, start + 0.15)  # 0.2 - 0.05 is a little more than 0.15
+    decoder = make(dataset, sequence_length=window[1] - window[0], latent_step=0.05)
+    inputs = cut(dataset, decoder, window=window).windows.batch([0]).inputs
+    expected = np.repeat([0.025, 0.075, 0.125], 2)
+    np.testing.assert_allclose(inputs["latent_timestamps"][0], expected, atol=1e-6)
+    assert inputs["latent_index"][0].tolist() == [0, 1] * 3
+
+
+def test_what_only_other_decoders_can_is_refused(decoder, folder):
+    with pytest.raises(NeuroLensError, match=r"x\.ckpt does not say.*give both to load_checkpoint"):
+        SpikePOYO.load_pretrained("x.ckpt")
+    with pytest.raises(NeuroLensError, match=r"a SpikePOYO does not read traces.*batches"):
+        stream_windows(folder, decoder)
 
 
 def test_both_tasks_are_learnt_as_a_linear_decoder_learns_them(trained, dataset):

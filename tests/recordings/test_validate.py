@@ -75,6 +75,7 @@ DAMAGE = {
     "lacks calcium_traces": drop_traces,
     "from 0 to 2 beside 2 units": lambda file: only_spikes(file, unit=(0, 2)),
     "1 of 2 spikes have no finite time": lambda file: only_spikes(file, times=(0.5, np.nan)),
+    "1 of 2 spikes.timestamps are earlier": lambda file: only_spikes(file, times=(1.5, 0.5)),
     r"2 spikes.timestamps beside 1 spikes.unit_index": lambda file: only_spikes(file, unit=(0,)),
     "2 units have 1 distinct units.id": lambda file: only_spikes(file, ids=(b"u", b"u")),
 }
