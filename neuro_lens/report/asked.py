@@ -318,6 +318,6 @@ TOPICS: dict[str, tuple[tuple[str, ...], Callable[[Results], Blocks]]] = {
     "Search": (("search", "minimal_sets"), _search),
     "Two variables": (("dissociation",), _dissociation),
     "Along the order of values": (("sequence",), sequence_blocks),
-    "Interventions of one’s own": ((), _interventions),
+    "Interventions of one’s own": (("interventions",), _interventions),
 }
 ASKED = tuple(name for names, _ in TOPICS.values() for name in names)

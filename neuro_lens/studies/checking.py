@@ -91,38 +91,50 @@ def _check_distance(variable: str, apart: float, trials: pd.DataFrame) -> None:
 def _check_interventions(
     params: Mapping[str, Any], decoder: Cell, folder: Path, dataset: Any
 ) -> None:
-    """Try each intervention on the untrained decoder; instead of features, on the whole hook."""
+    """Try each intervention on the untrained decoder; instead of features, on the whole hook.
+
+    Where the best recording is studied, which is known only later, on each recording by itself.
+    """
     from ..ablation import run_interventions
     from ..hooks import hook_model
 
     asked = read_json(folder / ASKED)["decoder"]
     shape, window = decoder.params["shape"], decoder.params["window"]
     hooked = hook_model(new_decoder(dataset, shape, window, 0, **asked))
-    named = params["studied"] if params["studied"] != "best" else dataset.recording_ids
     for name, given in params["asked"].items():
         for hook in hooks_of(as_interventions(given)):
             check_choice(f"hook in ablation.interventions.{name}", hook, hooked.hook_dict)
     windows = trial_windows(
         folder, dataset, hooked.decoder, window=tuple(params["window"]), split=["select", "report"]
     )
-    held_out = windows.where(lambda labels: labels["recording_id"].isin(named))
-    for name, given in params["asked"].items():
-        for tried in _without_features(as_interventions(given)):
-            try:
-                run_interventions(hooked, held_out, {name: tried}, task=_a_task(held_out))
-            except NeuroLensError as error:
-                raise NeuroLensError(f"ablation.interventions.{name}: {error}") from None
+    best = params["studied"] == "best"
+    alone = [[r] for r in dict.fromkeys(windows.labels["recording_id"])]
+    for names in alone if best else [params["studied"]]:
+        held_out = windows.where(lambda labels, own=names: labels["recording_id"].isin(own))
+        of_best = f" (in {names[0]}, which ablation.recordings: best may choose)" if best else ""
+        for name, given in params["asked"].items():
+            for tried in _without_features(as_interventions(given)):
+                try:
+                    run_interventions(hooked, held_out, {name: tried}, task=_a_task(held_out))
+                except NeuroLensError as error:
+                    said = f"ablation.interventions.{name}: {error}{of_best}"
+                    raise NeuroLensError(said) from None
 
 
 def _without_features(given: Sequence[Intervention]) -> list[list[Intervention]]:
-    """Return what can be tried without an SAE: whole hooks in place of their features."""
-    others = [one for one in given if one.target.part != "features"]
-    places = [
+    """Return what can be tried without an SAE: whole hooks in place of their features.
+
+    Each by itself, since one that changes nothing would not be seen beside another, and all else
+    than features together.
+    """
+    alone = [
         [Intervention(Target(one.target.hook), where=one.where)]
-        for one in given
         if one.target.part == "features"
+        else [one]
+        for one in given
     ]
-    return [*places, others] if others else places
+    others = [one for one in given if one.target.part != "features"]
+    return [*alone, others] if len(others) > 1 else alone
 
 
 def _a_task(windows: Any) -> str:

@@ -30,13 +30,18 @@ class Made:
         table: str,
         function: Callable[..., Any],
         *args: Any,
+        about: str = "",
         **options: Any,
     ) -> Any:
-        """Return what a function gives; of a recording that it refuses, None, and note why."""
+        """Return what a function gives; of a recording that it refuses, None, and note why.
+
+        ``about`` says what was refused, where the table is of several things.
+        """
         try:
             return function(*args, **options)
         except NeuroLensError as error:
-            self.add("left_out", left_out(table, recording_id, self.hook, error))
+            why = f"{about}: {error}" if about else error
+            self.add("left_out", left_out(table, recording_id, self.hook, why))
             return None
 
     def add(self, name: str, table: pd.DataFrame | None) -> None:

@@ -68,7 +68,7 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     "drift": "comparisons",
     "left_out": (
         *("tuning", "probes", "comparisons", "reproducibility", "multitask"),
-        *(*VERBS, "sequence"),
+        *(*VERBS, "interventions", "sequence"),
     ),
     "reproducibility": "reproducibility",
     "unseen": "unseen",

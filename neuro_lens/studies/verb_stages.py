@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from .halves import Halves
 from .made import Made, left_out
@@ -212,18 +213,26 @@ def interventions(
     """Run the study file's own interventions on all held-out trials.
 
     Nothing is chosen, so nothing is cross-fitted. The tables ``interventions`` and, a row a trial,
-    ``intervention_trials``.
+    ``intervention_trials``; what cannot be done in a recording is noted in ``left_out``.
     """
     from ..ablation import run_interventions, summarise_interventions
     from ..saes import load_sae
 
     halves = Halves(folder, dictionary=dictionaries[0], **place)
     saes = [load_sae(folder.parent / name / "sae") for name in dictionaries]
-    held_out = halves.part(("select", "report"), halves.recording_ids)
-    trials = run_interventions(halves.hooked, held_out, asked, saes=saes, task=halves.task)
-    made = Made("")
-    made.add("interventions", summarise_interventions(trials, seed))
-    made.add("intervention_trials", trials)
+    made, found = Made(""), []
+    for recording_id in halves.recording_ids:
+        held_out = halves.part(("select", "report"), [recording_id])
+        for name, given in asked.items():
+            trials = made.call(
+                recording_id, "interventions", run_interventions, halves.hooked, held_out,
+                {name: given}, about=name, saes=saes, task=halves.task,
+            )  # fmt: skip
+            found += [] if trials is None else [trials]
+    if found:
+        every = pd.concat(found, ignore_index=True)
+        made.add("interventions", summarise_interventions(every, seed))
+        made.add("intervention_trials", every)
     made.write(folder, seed)
 
 

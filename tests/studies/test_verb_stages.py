@@ -14,7 +14,7 @@ from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies.checking import check_removal
 from neuro_lens.studies.exchange import exchanged
 from neuro_lens.studies.verb_planning import VERBS
-from neuro_lens.studies.verb_stages import bins_of, dissociation
+from neuro_lens.studies.verb_stages import bins_of, dissociation, interventions
 
 HOOK = "blocks.0.hook_resid_post"
 WAYS = {"select → report", "report → select"}
@@ -219,6 +219,48 @@ def test_what_cannot_be_asked_is_refused(wrong, said, results, names, changed):
     with pytest.raises(NeuroLensError, match=said):
         plan = plan_cells(load_study(changed(**wrong)))
         check_removal(results / "cells" / names["recordings"], plan)
+
+
+ELSEWHERE = {"units": ["sim01/unit000"]}
+HEAD = {"hook": "blocks.0.attn.hook_z", "heads": [1], "change": "mean"}
+
+
+@pytest.mark.parametrize("studied", ["best", ["sim00"]])
+@pytest.mark.parametrize("given", [ELSEWHERE, [ELSEWHERE, HEAD]])
+def test_what_changes_nothing_in_a_recording_that_may_be_studied_is_refused(
+    studied, given, results, names, changed
+):
+    plan = plan_cells(load_study(changed(recordings=studied, interventions={"x": given})))
+    with pytest.raises(NeuroLensError, match=r"interventions\.x: 'x' touches no position") as error:
+        check_removal(results / "cells" / names["recordings"], plan)
+    said = "(in sim00, which ablation.recordings: best may choose)"
+    assert str(error.value).endswith(said) == (studied == "best")
+
+
+@pytest.mark.parametrize("studied", ["best", ["sim00", "sim01"]])
+def test_units_of_each_recording_may_be_named(studied, results, names, changed):
+    units = ["sim01/unit000", *(["sim00/unit000"] if studied == "best" else [])]
+    plan = plan_cells(
+        load_study(changed(recordings=studied, interventions={"x": {"units": units}}))
+    )
+    check_removal(results / "cells" / names["recordings"], plan)
+
+
+def test_an_intervention_that_cannot_be_made_is_said_and_the_others_are(results, names, tmp_path):
+    for stage in ("recordings", "decoder", "dictionary"):
+        (tmp_path / names[stage]).symlink_to(results / "cells" / names[stage])
+    (folder,) = (results / "cells").glob("interventions-*")
+    params = read_json(folder / "cell.json")["params"]
+    params |= {"asked": {"there": ELSEWHERE, "here": HEAD}, "studied": ["sim00", "sim01"]}
+    (tmp_path / "out").mkdir()
+    interventions(tmp_path / "out", **params)
+    (row,) = read_table(tmp_path / "out" / "left_out.parquet").to_dict("records")
+    assert (row["table"], row["recording_id"]) == ("interventions", "sim00")
+    assert row["why"].startswith("there: 'there' touches no position")
+    table = read_table(tmp_path / "out" / "interventions.parquet")
+    made = table[["recording_id", "intervention"]].apply(tuple, axis=1).tolist()
+    assert made == [("sim00", "here"), ("sim01", "there"), ("sim01", "here")]
+    assert (table["share_touched"] == 1).all()
 
 
 def test_nothing_is_left_of_a_study_that_is_refused(changed, tmp_path):
