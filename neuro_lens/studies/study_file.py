@@ -31,6 +31,7 @@ def load_study(study: str | Path | Mapping[str, Any] | Study) -> Study:
         sentence with the file, the line and the nearest valid field.
     """
     if isinstance(study, Study):
+        _validate(study.model_dump(mode="json", exclude_unset=True), "the study", {})
         return study
     if isinstance(study, Mapping):
         return _validate(dict(study), "the study", {})
@@ -137,6 +138,17 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
     """Yield what one section says against another: the place and a sentence."""
     if len(set(study.seeds)) < len(study.seeds):
         yield ("seeds",), f"seeds is {study.seeds}, but each may stand there only once"
+    depth = study.decoder.depth
+    by_name: dict[str, list[str]] = {}
+    for hook in study.sae.hooks:
+        by_name.setdefault(resolved(hook, depth), []).append(hook)
+    for same in by_name.values():
+        if len(same) > 1:
+            yield (
+                ("sae", "hooks"),
+                f"sae.hooks names {' and '.join(same)}, which are one hook of a decoder of depth "
+                f"{depth}; keep one",
+            )
     if study.ablation.hook not in study.sae.hooks:
         yield (
             ("ablation", "hook"),
@@ -175,7 +187,7 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
             f"ablation.second is {study.ablation.second!r}, which is ablation.variable too; name "
             "another variable",
         )
-    hooks = [*study.sae.hooks, *(resolved(h, study.decoder.depth) for h in study.sae.hooks)]
+    hooks = [*study.sae.hooks, *by_name]
     for name, given in study.ablation.interventions.items():
         said = intervention_problem(name, given, hooks, study.sae.d_sae)
         if said:

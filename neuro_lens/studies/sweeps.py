@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..base import NeuroLensError, hash_json
+from ..hooks.interventions import as_interventions
 from .schema import Study
 
 MOST_LETTERS = 100
@@ -75,11 +76,13 @@ def variants(study: Study) -> list[Variant]:
 def quick_form(study: Study) -> Study:
     """Return a study of one seed with little training and few controls, to see that it runs.
 
-    Its results mean nothing. A sweep keeps the first two values of each field.
+    Its results mean nothing. A sweep keeps the first two values of each field, and a dictionary
+    the features that interventions name.
     """
     fields = study.model_dump(mode="json", exclude_unset=True)
     swept = {name.partition(".")[0] for name in study.sweep}
-    less = {name: v for name, v in QUICK.items() if name.partition(".")[0] not in swept}
+    quick = {**QUICK, "sae.d_sae": max(QUICK["sae.d_sae"], _features_named(study))}
+    less = {name: v for name, v in quick.items() if name.partition(".")[0] not in swept}
     fields = with_values(fields, {"name": f"{study.name} (quick)", **less})
     fields["seeds"] = list(study.seeds[:1])
     fields["sweep"] = {name: values[:2] for name, values in study.sweep.items()}
@@ -108,6 +111,14 @@ def label_of(values: Mapping[str, Any]) -> str:
     if len(said) <= MOST_LETTERS:
         return said
     return f"{said[: MOST_LETTERS - 17]}~{hash_json(values)}"
+
+
+def _features_named(study: Study) -> int:
+    """Return how many features a dictionary needs to have those that interventions name."""
+    asked = [given for v in variants(study) for given in v.study.ablation.interventions.values()]
+    targets = [one.target for given in asked for one in as_interventions(given)]
+    named = [f for target in targets if target.part == "features" for f in target.index]
+    return 1 + max(named, default=-1)
 
 
 def _short(value: Any) -> str:

@@ -73,6 +73,12 @@ def test_a_dumped_study_loads_again():
         ("name: a\nseeds: [1, 1]\n", 2, "only once"),
         ("name: a\nablation:\n  variable: genotype\n", 3, "choose one of them"),
         ("name: a\nablation:\n  hook: blocks.0.hook_resid_post\n", 3, "have an SAE"),
+        (
+            "name: a\nsae:\n  hooks: [blocks.-1.hook_resid_post, blocks.1.hook_resid_post]\n",
+            3,
+            "which are one hook of a decoder of depth 2; keep one",
+        ),
+        ("name: a\nsae:\n  hooks: [dec.hook_z, dec.hook_z]\n", 3, "keep one"),
         ("name: a\n1: 3\n", 2, "put it in quotes"),
         ("name: [\n", 2, "not YAML"),
     ],
@@ -102,6 +108,12 @@ def test_a_missing_or_binary_file_says_so(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(NeuroLensError, match="not a text file"):
         load_study(tmp_path / "binary.yaml")
+
+
+def test_a_study_made_by_hand_is_checked_like_a_file():
+    made = Study(name="a", ablation={"variable": "frame"})
+    with pytest.raises(NeuroLensError, match=r"the study: ablation\.variable is 'frame'"):
+        load_study(made)
 
 
 def test_a_mapping_is_checked_like_a_file():

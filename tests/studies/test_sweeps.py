@@ -6,7 +6,7 @@ import pytest
 from neuro_lens.base import NeuroLensError
 from neuro_lens.studies import compare_runs, load_study, plan_cells, plan_study, run_study
 from neuro_lens.studies.run import unique_cells
-from neuro_lens.studies.sweeps import variants
+from neuro_lens.studies.sweeps import quick_form, variants
 
 SWEPT = {
     "name": "Swept",
@@ -50,6 +50,16 @@ def test_a_sweep_is_a_study_for_each_combination():
     assert all(v.study.recordings.simulate["n_animals"] == 2 for v in found)
     assert len({v.label for v in found}) == 6
     assert all("/" not in v.label and len(v.label) <= 100 for v in found)
+
+
+@pytest.mark.parametrize(("named", "left"), [(20, 32), (100, 101)])
+def test_a_quick_form_keeps_the_features_that_interventions_name(named, left):
+    of = {"x": [{"hook": "blocks.-1.hook_resid_post", "features": [3, named]}]}
+    fields = {"name": "a", "ablation": {"interventions": of}}
+    assert load_study(quick_form(load_study(fields))).sae.d_sae == left
+    swept = {"name": "a", "sweep": {"ablation.n_features": [2], "ablation.interventions": [{}, of]}}
+    found = load_study(quick_form(load_study(swept)))
+    assert [v.study.sae.d_sae for v in variants(found)] == [left, left]
 
 
 def test_what_is_upstream_of_a_swept_field_is_shared():
