@@ -3,12 +3,14 @@
 Runs contrast.yaml twice: on the first 150 ms, before the wheel turns, and on all 400 ms with the
 mouse's choice held fixed. In each, features of one side are removed, and the decoder's answers to
 both sides are compared. The sessions TESTED were named before anything was run, and p is corrected
-over them (Holm); the others are described.
+over all of them in both analyses together (Holm, a family of six tests); the others are described.
+Settings of the training were chosen on select trials, by decoding alone; these are among the trials
+tested here.
 
     python examples/contrast.py --out results/contrast [--quick]
 
 OUT gets the reports of both studies, ``dissociation`` (a row per analysis, session and side) and
-``verdicts`` (in words, a row per analysis and session) as Parquet and CSV.
+``verdicts`` (in words, a row per analysis and session, with a note) as Parquet and CSV.
 """
 
 import argparse
@@ -29,6 +31,10 @@ ANALYSES = {
     "before 150 ms": ((0.0, 0.15), None),
     "all bins, choice held fixed": ((0.0, 0.4), "choice"),
 }
+NOTE = (
+    "Settings of the training were chosen on select trials, by decoding alone, and these trials "
+    "are among those tested."
+)
 
 
 def dissociation(study, out, within):
@@ -55,8 +61,18 @@ def dissociation(study, out, within):
     )
 
 
+def verdicts(tables, tested):
+    """Return one verdict per analysis and session, corrected over those tested in all analyses."""
+    names = {f"{r}, {a}": (a, r) for a, table in tables.items() for r in table["recording_id"]}
+    each = [t.assign(recording_id=t["recording_id"] + f", {a}") for a, t in tables.items()]
+    family = [f"{session}, {name}" for name in tables for session in tested]
+    found = named_beforehand(pd.concat(each, ignore_index=True), family)
+    found[["analysis", "recording_id"]] = [names[name] for name in found["recording_id"]]
+    return found.assign(note=NOTE)
+
+
 def main(out, quick=False):
-    tables = {"dissociation": [], "verdicts": []}
+    tables = {}
     for name, (window, within) in ANALYSES.items():
         study = load_study(Path(__file__).with_name("contrast.yaml"))
         changed = study.model_dump(mode="json")
@@ -65,14 +81,14 @@ def main(out, quick=False):
         study = quick_form(load_study(changed)) if quick else load_study(changed)
         folder = Path(out) / name.replace(" ", "_").replace(",", "")
         run_study(study, folder)
-        found = dissociation(study, folder, within)
-        tables["dissociation"].append(found.assign(analysis=name))
-        tables["verdicts"].append(named_beforehand(found, TESTED).assign(analysis=name))
-    whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    for name, table in whole.items():
-        write_table(table, out, name)
-    for row in whole["verdicts"].itertuples():
+        tables[name] = dissociation(study, folder, within)
+    each = [table.assign(analysis=name) for name, table in tables.items()]
+    write_table(pd.concat(each, ignore_index=True), out, "dissociation")
+    found = verdicts(tables, TESTED)
+    write_table(found, out, "verdicts")
+    for row in found.itertuples():
         print(f"{row.analysis}, {row.recording_id}: {row.words}.")
+    print(NOTE)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,18 @@ def dissociated(study, out):
     spec = importlib.util.spec_from_file_location("contrast", EXAMPLES / "contrast.py")
     contrast = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(contrast)
-    for within in (None, "choice"):
-        found = contrast.dissociation(study, out, within)
-        verdicts = contrast.named_beforehand(found, ["steinmetz12"]).set_index("recording_id")
-        assert set(found["variable"]) == {"right", "left"}
-        assert verdicts["words"]["steinmetz02"].endswith("described, not tested")
-        assert f"{verdicts['p_corrected']['steinmetz12']:.3g}" in verdicts["words"]["steinmetz12"]
+    tables = {n: contrast.dissociation(study, out, w) for n, (_, w) in contrast.ANALYSES.items()}
+    assert all(set(table["variable"]) == {"right", "left"} for table in tables.values())
+    found = contrast.verdicts(tables, ["steinmetz12"]).set_index(["analysis", "recording_id"])
+    assert sorted(found.index) == sorted(
+        (name, session) for name in tables for session in ("steinmetz02", "steinmetz12")
+    )
+    for (_, session), row in found.iterrows():
+        if session == "steinmetz02":
+            assert row["words"].endswith("described, not tested")
+        else:
+            assert f"corrected over 2 tests p = {row['p_corrected']:.3g}" in row["words"]
+            assert row["p_corrected"] >= row["p"]
 
 
 BEFORE = {"contrast.yaml": fewer_sessions}

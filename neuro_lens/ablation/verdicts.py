@@ -65,7 +65,7 @@ def _words(row: Any, n_tested: int, alpha: float) -> str:
     if not row.tested:
         return f"{said}; described, not tested"
     verdict = "dissociated" if row.dissociated else "no dissociation shown"
-    over = f"{n_tested} recordings" if n_tested > 1 else "1 recording"
+    over = f"{n_tested} tests" if n_tested > 1 else "1 test"
     said = f"{verdict}: {said}; corrected over {over} {_p(row.p_corrected, row)}"
     if row.floor_corrected > alpha:
         said += f", and with so few blocks it cannot be below {row.floor_corrected:.3g}"

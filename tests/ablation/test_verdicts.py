@@ -37,7 +37,7 @@ def test_only_recordings_named_beforehand_are_tested_and_counted(table):
     assert not found["dissociated"].any()
     one = verdicts(table, "a")
     assert one.loc["a", "dissociated"]
-    assert one.loc["a", "words"].endswith("corrected over 1 recording p = 0.02")
+    assert one.loc["a", "words"].endswith("corrected over 1 test p = 0.02")
     with pytest.raises(NeuroLensError, match="unknown recording 'e'"):
         named_beforehand(table, ["e"])
 
@@ -61,6 +61,6 @@ def test_the_smallest_p_that_blocks_can_give_is_said(table):
     assert "(p ≤ 0.001;" in verdicts(table, "d")["words"]["d"]
     table.loc[:1, ["p", "p_floor"]] = 2.0**-5
     alone, three = verdicts(table, "a"), verdicts(table, "abc")
-    assert alone["words"]["a"].endswith("corrected over 1 recording p ≤ 0.0312")
+    assert alone["words"]["a"].endswith("corrected over 1 test p ≤ 0.0312")
     assert three["words"]["a"].endswith("p ≤ 0.09, and with so few blocks it cannot be below 0.09")
     assert three["floor_corrected"].dropna().tolist() == pytest.approx([0.09, 0.003, 0.003])
