@@ -106,7 +106,7 @@ def _sufficiency(results: Results) -> Blocks:
         "its own: by how many nats the log-odds of its answer rise, and how often it is answered; "
         "beside random sets that are as large there. " + BOTH_WAYS
     )
-    return [Grid(headers, lines, words, text_columns=2)]
+    return [Grid(headers, lines, words, text_columns=2), *_too_few(results, table, "p")]
 
 
 def _probe(results: Results) -> Blocks:
@@ -167,23 +167,24 @@ def _units(results: Results) -> Blocks:
         "beside as many random other units: extra nats. Where specificity is as large as that of "
         "the features, these say no more than the units do. " + BOTH_WAYS
     )
-    return [Grid(headers, lines, words, text_columns=2)]
+    return [Grid(headers, lines, words, text_columns=2), *_too_few(results, table, "p")]
 
 
 def _search(results: Results) -> Blocks:
     blocks: Blocks = []
     ranked, tested = results.get("search_ranked"), results.get("search")
     if ranked is not None:
-        agreement = ranked.drop_duplicates(["recording_id", "fold", "value"])["agreement"]
+        of_one = ["recording_id", "fold", "value", *({"seed"} & set(ranked))]
+        agreement = ranked.drop_duplicates(of_one)["agreement"]
         words = (
             "Ranked by one gradient and really removed one by one: the gradient's order agrees "
             f"with what was measured at a rank correlation of {number(agreement.median())} "
-            f"(median over values and halves, {number(agreement.min())} to "
+            f"(median over values, halves and seeds, {number(agreement.min())} to "
             f"{number(agreement.max())})."
         )
         blocks.append(Paragraph(words))
     if tested is not None:
-        blocks.append(_searched(tested))
+        blocks += [_searched(tested), *_too_few(results, tested, "p_specificity")]
     minimal = results.get("minimal_sets")
     if minimal is not None:
         blocks.append(_minimal(minimal))
@@ -254,11 +255,17 @@ def _dissociation(results: Results) -> Blocks:
     ]
     own = table[table["removed"] == table["read"]]
     apart = own.groupby("recording_id")["dissociated"].apply(lambda d: d.astype(bool).all())
-    said = ", ".join(apart.index[apart]) or "no recording"
+    halves = own.groupby(["recording_id", *({"seed"} & set(own))])["fold"].nunique()
+    both = halves.groupby("recording_id").min() > 1
+    said = ", ".join(apart.index[apart & both]) or "no recording"
     words = (
         f"Each variable loses more by its own features than by the other's, in both halves, in "
         f"{said}."
     )
+    if (~both).any():
+        words += f" One half alone was measured in {', '.join(both.index[~both])}"
+        alone = ", ".join(apart.index[apart & ~both])
+        words += f"; there each does in {alone}." if alone else "; there they do not."
     headers = ["recording", "removed", "read", "extra nats [95 %]", "more than the other's [95 %]"]
     note = "Both variables are read by linear probes from the same windows. " + BOTH_WAYS
     return [Grid(headers, lines, note, text_columns=3), Paragraph(words)]
@@ -289,6 +296,22 @@ def _interventions(results: Results) -> Blocks:
         "there are no matched controls: an effect says that the place matters, not for what."
     )
     return [Grid(headers, lines, words, text_columns=2)]
+
+
+def _too_few(results: Results, table: pd.DataFrame, p: str) -> list[Paragraph]:
+    """Say where random sets are too few for any corrected p to pass."""
+    alpha = float(results.setting("tuning", "alpha", default=0.05))
+    several = ["recording_id", "fold", *({"seed"} & set(table))]
+    tested = table[table[p].notna()].groupby(several)
+    least = (tested[p].size() / (tested["n_controls"].min() + 1)).groupby("recording_id").max()
+    return [
+        Paragraph(
+            f"Nothing can pass {alpha:g} in {name}: {number(min(floor, 1), 3)} is the smallest "
+            "corrected p that so few random sets can give for so many values.",
+            kind="aside",
+        )
+        for name, floor in least[least > alpha].items()
+    ]
 
 
 def _refused(results: Results, names: Sequence[str]) -> list[Paragraph]:

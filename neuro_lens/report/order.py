@@ -55,6 +55,7 @@ def sequence_words(row: dict[str, Any]) -> str:
             f"{row['recording_id']}: none of {row['n_values']} values has a set of features with "
             "matched ones, so nothing is tested."
         )
+    every = int(row.get("n_repeats", 0))
     decoders = int(row.get("n_decoders", 1))
     tested = (
         f"each by one of {decoders} decoders that were not fitted to it"
@@ -74,9 +75,9 @@ def sequence_words(row: dict[str, Any]) -> str:
         f"{row['n_judged']} values lie above their matched sets (exact sign test p "
         f"{p_value(max(row['p_sign'], LEAST_P), LEAST_P)}; it takes "
         "values as independent, and neighbours are not quite). "
-        f"{row['n_blocks']} repeats, {tested}, which decode at an accuracy of "
-        f"{number(row['accuracy'])}; {row['n_values'] - row['n_judged']} of {row['n_values']} "
-        "values have no features, or none that could be matched."
+        f"{row['n_blocks']}{f' of {every}' if every else ''} repeats, {tested}, which decode at an "
+        f"accuracy of {number(row['accuracy'])}; {row['n_values'] - row['n_judged']} of "
+        f"{row['n_values']} values have no features, or none that could be matched."
     )
 
 

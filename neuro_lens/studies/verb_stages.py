@@ -251,29 +251,37 @@ def sequence(
     """Compare each value with those at least ``apart``, on all repeats, by two decoders.
 
     ``parts`` names recordings, decoder and dictionary of the study and of the exchanged parts. The
-    tables ``sequence``, ``sequence_values`` and ``sequence_shifts``.
+    tables ``sequence`` (with how many decoders and of how many repeats each recording was tested),
+    ``sequence_values`` and ``sequence_shifts``.
     """
     from ..ablation import sequence_folds, sequence_specificity
     from ..tuning.variables import PERIODS
 
     made = Made(hook)
     folds: list[Any] = []
+    decoders: dict[str, set[str]] = {}
+    repeats: dict[str, int] = {}
     for place in parts:
         halves = Halves(folder, **place, window=window, variable=variable, studied=studied)
         studied = halves.recording_ids
         options = _options(halves, hook, seed) | {"controls": controls, "apart": apart}
         for fold in halves.folds(n_features, seed):
             given = (halves.hooked, halves.sae, fold.tested, fold.groups)
-            folds += (
-                made.call(
-                    fold.recording_id, "sequence", sequence_folds, *given,
-                    period=PERIODS.get(variable), **options,
-                )
-                or []
+            tested = made.call(
+                fold.recording_id, "sequence", sequence_folds, *given,
+                period=PERIODS.get(variable), **options,
             )  # fmt: skip
+            if tested is not None:
+                folds += tested
+                decoders.setdefault(fold.recording_id, set()).add(place["decoder"])
+        for name in studied:
+            every = halves.part(("fit", "select", "report"), [name]).labels
+            repeats[name] = every["block"].nunique()
     if folds:
         found = sequence_specificity(folds, apart=apart, seed=seed)
-        made.add("sequence", found.summary.assign(n_decoders=len(parts)))
+        of = found.summary["recording_id"]
+        counted = {"n_decoders": of.map({r: len(d) for r, d in decoders.items()})}
+        made.add("sequence", found.summary.assign(**counted, n_repeats=of.map(repeats)))
         made.add("sequence_values", found.values)
         made.add("sequence_shifts", found.shifts)
     made.write(folder, seed)

@@ -100,6 +100,9 @@ def test_an_order_is_told_with_its_floor_and_its_decoders():
     )
     assert "22 of 28 values lie above their matched sets (exact sign test p 0.002" in words
     assert "10 repeats, each by one of 2 decoders that were not fitted to it" in words
+    assert " 5 of 10 repeats, held out of the decoder," in sequence_words(
+        {**SEQUENCE, "n_blocks": 5, "n_repeats": 10, "n_decoders": 1}
+    )
     assert "2 of 30 values have no features" in words
     assert "sign test p ≤ 0.0001;" in sequence_words({**SEQUENCE, "p_sign": 3e-5})
     assert "held out of the decoder" in sequence_words({**SEQUENCE, "n_decoders": 1})
@@ -148,6 +151,54 @@ def test_two_variables_are_told_apart_only_where_both_halves_do(tmp_path):
         assert blocks[-1].text.endswith(said)
         assert isinstance(blocks[1], Grid)
         assert blocks[1].rows[0][3:] == ["+0.50 [0.00, 0.20]", "+0.40 [0.10, 0.70]"]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_one_half_alone_is_not_both(tmp_path, passes):
+    pairs = [(a, b) for a in ("direction", "frequency") for b in ("direction", "frequency")]
+    rows = [
+        {"removed": a, "read": b, "extra_nats": 0.5, "low": 0.0, "high": 0.2, "beyond": 0.4,
+         "beyond_low": 0.1, "beyond_high": 0.7, "dissociated": passes if a == b else None,
+         **WHERE, "fold": fold, "recording_id": name, "seed": seed}
+        for a, b in pairs
+        for name, seed, fold in [
+            *(("m", seed, way) for seed in (0, 1) for way in WAYS),
+            ("n", 0, WAYS[0]), ("n", 0, WAYS[1]), ("n", 1, WAYS[1]),
+        ]
+    ]  # fmt: skip
+    words = asked_section(folder_of(tmp_path, dissociation=pd.DataFrame(rows))).blocks[-1].text
+    both, alone = words.split(" One half alone was measured in n; ")
+    assert both.endswith("in both halves, in m." if passes else "in no recording.")
+    assert alone == ("there each does in n." if passes else "there they do not.")
+
+
+def searched(n_values, n_controls):
+    keys = [(v, fold) for v in range(n_values) for fold in WAYS]
+    row = {"n_features": 3, "on_target": 0.2, "off_target": 0.1, "specificity": 0.1}
+    row |= {"controls_specificity": 0.0, "p_specificity": 0.01, "p_specificity_corrected": 0.05}
+    row |= {**WHERE, "action": "remove", "dose": 3, "n_controls": n_controls}
+    return pd.DataFrame([{**row, "value": v, "fold": fold} for v, fold in keys])
+
+
+@pytest.mark.parametrize(("n_values", "least"), [(30, "0.150"), (11, "0.055"), (10, None)])
+def test_too_few_random_sets_are_said(tmp_path, n_values, least):
+    blocks = asked_section(folder_of(tmp_path, search=searched(n_values, 199))).blocks
+    said = [b.text for b in blocks if getattr(b, "kind", "") == "aside"]
+    assert len(said) == (least is not None)
+    assert all(
+        f"Nothing can pass 0.05 in m: {least} is the smallest corrected p" in s for s in said
+    )
+
+
+def test_the_gradients_agreement_is_of_all_seeds(tmp_path):
+    rows = [
+        {"value": v, "agreement": agreement, **WHERE, "fold": WAYS[0], "seed": seed}
+        for seed, agreement in ((0, 0.9), (1, -0.2))
+        for v in (0, 1)
+    ]
+    ranked = pd.DataFrame(rows).assign(feature=0, predicted=0.1, extra_nats=0.1, specificity=0.0)
+    _, said = asked_section(folder_of(tmp_path, search_ranked=ranked)).blocks
+    assert "0.35 (median over values, halves and seeds, −0.20 to 0.90)" in said.text
 
 
 def test_bins_without_a_control_say_so(tmp_path):
