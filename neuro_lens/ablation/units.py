@@ -40,6 +40,11 @@ def driving_units(
     """
     if not 0 < share <= 1:
         raise NeuroLensError(f"share is {share}; give a number above 0, up to 1")
+    if not groups:
+        raise NeuroLensError(
+            "no value has a feature whose units could be found; give groups with features that "
+            "were attributed"
+        )
     tables = []
     for value, features in groups.items():
         own = units[units["feature"].isin(list(features))]

@@ -28,6 +28,8 @@ def test_the_fewest_units_that_hold_the_share():
     assert len(driving_units(MAGNITUDE, {90.0: [0, 1]}, share=1.0)) == 3
     with pytest.raises(NeuroLensError, match="attribute these features"):
         driving_units(MAGNITUDE, {90.0: [7]})
+    with pytest.raises(NeuroLensError, match="no value has a feature"):
+        driving_units(MAGNITUDE, {})
 
 
 def test_left_out_units_beside_random_others(small_decoder, grating_recordings, tokenizer):
