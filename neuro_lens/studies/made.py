@@ -30,7 +30,7 @@ class Made:
         table: str,
         function: Callable[..., Any],
         *args: Any,
-        about: str = "",
+        about: object = "",
         **options: Any,
     ) -> Any:
         """Return what a function gives; of a recording that it refuses, None, and note why.
