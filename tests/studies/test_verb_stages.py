@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuro_lens.base import NeuroLensError, read_json, read_table
+from neuro_lens.base import NeuroLensError, read_json, read_table, run_cells
 from neuro_lens.recordings import load_recordings
 from neuro_lens.recordings.windows import trial_table
 from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies.checking import check_removal
 from neuro_lens.studies.exchange import exchanged
 from neuro_lens.studies.verb_planning import VERBS
-from neuro_lens.studies.verb_stages import bins_of, dissociation, interventions
+from neuro_lens.studies.verb_stages import bins_of, dissociation, interventions, sequence
 
 HOOK = "blocks.0.hook_resid_post"
 WAYS = {"select → report", "report → select"}
@@ -41,11 +41,15 @@ def names(small_study):
 
 
 @pytest.mark.parametrize(
-    "name", ["doses", "sufficiency", "probe_after", "over_time", "search", "dissociation"]
-)
+    "name",
+    [
+        "doses", "dose_areas", "sufficiency", "probe_after", "over_time", "ablated_units", "search",
+        "search_ranked", "dissociation",
+    ],
+)  # fmt: skip
 def test_each_is_cross_fitted(results, name):
     table = read_table(results / f"{name}.parquet")
-    assert set(table["fold"]) <= WAYS
+    assert set(table["fold"]) == WAYS
     assert set(table["recording_id"]) == {"sim00"}
     assert set(table["hook"]) == {HOOK}
     assert set(table["seed"]) == {0}
@@ -86,7 +90,7 @@ def test_interventions_of_ones_own_are_run_on_all_held_out_trials(results):
 
 def test_all_repeats_are_tested_by_a_decoder_that_did_not_see_them(results, names):
     (row,) = read_table(results / "sequence.parquet").to_dict("records")
-    assert row["n_decoders"] == 2
+    assert (row["n_decoders"], row["n_repeats"]) == (2, 8)
     assert 3 <= row["n_folds"] <= 4
     assert (row["n_blocks"], row["n_trials"]) == (2 * row["n_folds"], 16 * row["n_folds"])
     assert row["p_shift_floor"] == 1 / 8
@@ -102,6 +106,24 @@ def test_all_repeats_are_tested_by_a_decoder_that_did_not_see_them(results, name
     )  # fmt: skip
     assert ((kept == "fit") == (other != "fit")).all()
     assert other[kept == "fit"].value_counts().to_dict() == {"select": 16, "report": 16}
+
+
+def test_a_decoder_of_which_nothing_is_tested_is_not_counted(results, names, tmp_path):
+    for stage in ("recordings", "decoder", "dictionary"):
+        (tmp_path / names[stage]).symlink_to(results / "cells" / names[stage])
+    for stage in ("exchanged", "exchanged decoder", "exchanged dictionary"):
+        shutil.copytree(results / "cells" / names[stage], tmp_path / names[stage])
+    with h5py.File(tmp_path / names["exchanged"] / "sim00.h5", "r+") as file:
+        direction = file["drifting_gratings/orientation"]
+        direction[...] = direction[...] % 90  # nothing is left that is 90 apart
+    (folder,) = (results / "cells").glob("sequence-*")
+    params = read_json(folder / "cell.json")["params"]
+    (tmp_path / "out").mkdir()
+    sequence(tmp_path / "out", **params)
+    (row,) = read_table(tmp_path / "out" / "sequence.parquet").to_dict("records")
+    assert (row["n_decoders"], row["n_repeats"]) == (1, 8)
+    assert row["n_blocks"] <= 4
+    assert set(read_table(tmp_path / "out" / "left_out.parquet")["table"]) == {"sequence"}
 
 
 def test_blocks_stay_whole_when_parts_are_exchanged(results, names):
@@ -269,8 +291,31 @@ def test_nothing_is_left_of_a_study_that_is_refused(changed, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_plain_tables_hold_no_lists(results):
+@pytest.fixture(scope="module")
+def searched(small_results, small_study, tmp_path_factory):
+    """The search in a decoder that was trained for longer, so that it needs features at all."""
+    longer = {
+        name: {**small_study[name], "steps": n} for name, n in (("decoder", 200), ("sae", 60))
+    }
+    plan = dict(plan_cells(load_study({**small_study, **longer})))
+    there = tmp_path_factory.mktemp("searched")
+    recordings = plan["recordings"].name
+    (there / recordings).symlink_to(small_results / "cells" / recordings)
+    for stage in ("decoder", "dictionary", "search"):
+        run_cells([plan[stage]], there)
+    return there / plan["search"].name
+
+
+def test_the_fewest_features_are_searched_both_ways_and_written_plainly(searched):
+    table = pd.read_parquet(searched / "minimal_sets.parquet")
+    assert set(zip(table["fold"], table["kind"], strict=True)) == {
+        (fold, kind) for fold in WAYS for kind in ("necessary", "sufficient")
+    }
     for name in ("minimal_sets", "search_ranked"):
-        if (results / f"{name}.parquet").exists():
-            table = pd.read_parquet(results / f"{name}.parquet")
-            assert not table.map(lambda v: isinstance(v, list | np.ndarray)).any(axis=None)
+        plain = pd.read_parquet(searched / f"{name}.parquet")
+        assert not plain.map(lambda v: isinstance(v, list | np.ndarray)).any(axis=None)
+    for row in table.itertuples():
+        assert len({int(feature) for feature in row.features.split()}) == row.n_features
+        assert row.reached == (
+            row.share_lost >= 0.9 if row.kind == "necessary" else row.share_lost <= 0.1
+        )
