@@ -95,6 +95,11 @@ class Picture:
         """The picture as a data URI."""
         return data_uri(self.figure)
 
+    @property
+    def widest(self) -> str:
+        """Beyond which width a small picture is not blown up."""
+        return f"{1.4 * self.figure.get_figwidth():.1f}in"
+
 
 @dataclass
 class Grid:
