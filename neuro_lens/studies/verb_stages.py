@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..base import NeuroLensError
 from .halves import Halves
 from .made import Made, left_out
 
@@ -221,14 +222,20 @@ def interventions(
     halves = Halves(folder, dictionary=dictionaries[0], **place)
     saes = [load_sae(folder.parent / name / "sae") for name in dictionaries]
     made, found = Made(""), []
+    options: dict[str, Any] = {"saes": saes, "task": halves.task}
     for recording_id in halves.recording_ids:
         held_out = halves.part(("select", "report"), [recording_id])
-        for name, given in asked.items():
-            trials = made.call(
-                recording_id, "interventions", run_interventions, halves.hooked, held_out,
-                {name: given}, about=name, saes=saes, task=halves.task,
-            )  # fmt: skip
-            found += [] if trials is None else [trials]
+        try:
+            found.append(run_interventions(halves.hooked, held_out, asked, **options))
+        except NeuroLensError:  # one by one, as a refusal is of one and the others can be run
+            each = [
+                made.call(
+                    recording_id, "interventions", run_interventions, halves.hooked, held_out,
+                    {name: given}, about=name, **options,
+                )
+                for name, given in asked.items()
+            ]  # fmt: skip
+            found += [trials for trials in each if trials is not None]
     if found:
         every = pd.concat(found, ignore_index=True)
         made.add("interventions", summarise_interventions(every, seed))
