@@ -19,6 +19,8 @@ from .memo import Memo
 CACHE_BYTES = 64 * 2**20
 """What the interventions of one chunk may write on a CPU: beyond it, memory sets the pace."""
 MAX_CHUNK = 256
+WORTH_KEEPING = 0.05
+"""What is upstream of a hook is kept from this share of what one continuation writes."""
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -123,6 +125,7 @@ class Prefix:
         _refuse_several(self.hook, n_fired)
         if self.bytes_each is None:
             self.bytes_each = counter.n_bytes + self.x.numel() * self.x.element_size()
+            self._memo.drop_below(int(WORTH_KEEPING * self.bytes_each))
         return prediction
 
     def continue_all(self, edited_n: Tensor, later_n: Sequence[Later] = ()) -> Tensor:

@@ -78,6 +78,13 @@ class Memo:
             yield
         self._forget_changed()
 
+    def drop_below(self, n_bytes: int) -> None:
+        """Keep nothing where all of it is smaller, as standing in for it costs time too."""
+        outputs = [output for outputs in self._kept.values() for output in outputs]
+        tensors = [t for output in outputs for t in tensors_in(output)]
+        if sum(t.numel() * t.element_size() for t in tensors) < n_bytes:
+            self._kept, self._versions = {}, []
+
     def _forget_changed(self) -> None:
         if any(t._version != version for t, version in self._versions):
             self._kept, self._versions = {}, []
