@@ -92,7 +92,7 @@ def test_a_converted_checkpoint_is_the_same_decoder(checkpoint, decoder, tmp_pat
 def test_the_folder_may_lie_on_another_filesystem(checkpoint, tmp_path, monkeypatch):
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is one filesystem")
+        pytest.skip("/dev/shm is no other filesystem than the temporary folder")
     monkeypatch.setattr(tempfile, "tempdir", str(memory))
     convert_checkpoint(checkpoint, tmp_path / "out", trusted=True)
     assert "unit_emb.weight" in load_checkpoint(tmp_path / "out", new_decoder()).state_dict()
