@@ -1,14 +1,15 @@
 """Prepare, train, hook, SAE, tune, ablate and report, by one command.
 
-    python examples/allen_visual_coding/run.py --out results/allen [--quick] [--raw FOLDER]
+    python examples/allen_visual_coding/run.py --out results/allen [--raw FOLDER]
 
 Without --raw, sessions are made up: drifting gratings and movies for twelve animals, four of each
-of three Cre lines, and static gratings and scenes for one of each line; about twenty tuned cells
-each, whose calcium decays at another rate in each line. --same-decay makes the lines alike, so that
-what is found between them is false. --shuffled permutes what was shown among the presentations of
-each block, so that tuning that is found is false. Both have folders of their own under --out.
---quick is a shorter training with fewer controls, to see that everything runs; --workers processes
-work side by side, two where nothing is said.
+of three Cre lines, and static gratings and scenes for one of each line; about twenty cells each,
+half of them tuned to direction and half to orientation, none to temporal frequency, whose calcium
+decays at another rate in each line. They are small, so training is shorter than study.yaml's and
+fewer controls are drawn. --same-decay makes the lines alike, so that what is found between them is
+false. --shuffled permutes what was shown among the presentations of each block, so that tuning that
+is found is false. Both have folders of their own under --out. --workers processes work side by
+side, two where nothing is said.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from neuro_lens.recordings.allen_prepare import prepare_allen
 HERE = Path(__file__).parent
 MADE_UP = HERE.parents[1] / "tests" / "recordings" / "made_up_nwb.py"
 LINES = {"Cux2-CreERT2": 0.3, "Rorb-IRES2-Cre": 0.6, "Ntsr1-Cre_GN220": 1.2}
-QUICK = {
+SMALL = {
     "decoder": {"steps": 800},
     "sae": {"steps": 600, "d_sae": 128, "k": 8},
     "tuning": {"permutations": 999},
@@ -69,6 +70,7 @@ def make_sessions(raw: Path, same_decay: bool) -> None:
             decay=0.6 if same_decay else LINES[line],
             noise=0.3,
             seed=number,
+            axial=True,
             responsive=True,
             movie=40,
             repeats=4,
@@ -95,17 +97,17 @@ def shuffle_labels(prepared: Path) -> None:
             file.attrs["shuffled"] = True
 
 
-def study_of(quick: bool, prepared: Path, made_up: bool) -> dict:
+def study_of(prepared: Path, made_up: bool) -> dict:
     """Return the study's fields, its recordings those that were prepared.
 
-    Of made-up sessions three animals of each line are held out to predict their line.
+    Made-up sessions get less training, and three animals of each line are held out to predict it.
     """
     study = yaml.safe_load((HERE / "study.yaml").read_text())
     study["recordings"]["source"] = str(prepared.resolve())
     if made_up:
+        for section, fields in SMALL.items():
+            study[section] = {**study[section], **fields}
         study["tuning"]["unseen"] = [str(700000000 + n) for n in range(CORE, ANIMALS)]
-    for section, fields in (QUICK if quick else {}).items():
-        study[section] = {**study[section], **fields}
     return study
 
 
@@ -114,7 +116,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--raw", type=Path)
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--same-decay", action="store_true")
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
@@ -132,7 +133,7 @@ def main() -> None:
     if given.shuffled:
         shuffle_labels(sessions)
     prepared = time.time()
-    study = study_of(given.quick, sessions, made_up=given.raw is None)
+    study = study_of(sessions, made_up=given.raw is None)
     report = run_study(study, given.out / f"study{setting}", workers=given.workers)
     for row in claims_table(report.parent).itertuples():
         print(f"{row.claim}: {row.measured}\n")

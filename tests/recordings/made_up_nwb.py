@@ -116,12 +116,15 @@ def write_nwb(
     eye=True,
     seed=0,
     tuned=True,
+    axial=False,
     responsive=False,
     **layout,
 ):
     """Write a session and return the preferred direction of each cell, in degrees.
 
     ``decay`` (s) is that of the cells' calcium; ``layout`` goes to the session's stimuli.
+    With ``axial`` every second cell answers the opposite direction as well as its own, so that it
+    is tuned to orientation.
     ``responsive`` cells also answer static gratings near their orientation, some scenes and some
     moments of the movies, and every third of them runs along.
     """
@@ -135,7 +138,9 @@ def write_nwb(
         apart = np.random.default_rng([seed, 1])  # what is made without it stays as it is
         speed = _running(apart, n_frames)
         more = _other_answers(apart, show, preferred, n_frames, speed)
-    dff = _traces(rng, show, preferred, n_frames, decay, noise, tuned, more)
+    both_ways = np.arange(n_cells) % 2 == 1 if axial else np.zeros(n_cells, bool)
+    drive = _grating_answers(show, preferred, n_frames, tuned, both_ways)
+    dff = _traces(rng, drive + more, decay, noise)
     with h5py.File(path, "w") as file:
         _about(file, session_id, session_type, genotype, donor, container, area, depth)
         _cells(file, rng, session_id, dff, times)
@@ -178,8 +183,8 @@ def _other_answers(rng, show, preferred, n_frames, speed):
     return drive
 
 
-def _traces(rng, show, preferred, n_frames, decay, noise, tuned, more):
-    """Cells fire more to gratings near their direction; each event decays."""
+def _grating_answers(show, preferred, n_frames, tuned, both_ways):
+    """Return the drive of cells, which fire more to gratings near their direction."""
     drive = np.zeros((len(preferred), n_frames))
     shown = zip(
         show.rows.get("drifting_gratings", []), show.frames.get("drifting_gratings", []),
@@ -188,10 +193,16 @@ def _traces(rng, show, preferred, n_frames, decay, noise, tuned, more):
     for (_, direction, blank), (first, last) in shown:
         if not blank:
             away = np.deg2rad(direction - preferred) if tuned else np.full(len(preferred), 1.0)
+            away = np.where(both_ways, 2 * away, away)
             drive[:, first:last] += np.exp(2 * np.cos(away) - 2)[:, None]
-    drive = (drive + more) * (rng.random(drive.shape) < 0.15)
+    return drive
+
+
+def _traces(rng, drive, decay, noise):
+    """Cells fire at random where they are driven; each event decays."""
+    drive = drive * (rng.random(drive.shape) < 0.15)
     dff, kept = np.zeros_like(drive), np.exp(-1 / (decay * RATE))
-    for i in range(1, n_frames):
+    for i in range(1, drive.shape[1]):
         dff[:, i] = kept * dff[:, i - 1] + drive[:, i]
     return (dff + noise * rng.standard_normal(dff.shape)).astype(np.float32)
 

@@ -57,6 +57,30 @@ def test_made_up_sessions_are_the_same_whichever_were_there(tmp_path, monkeypatc
     assert {p.suffix for p in tmp_path.iterdir()} == {".nwb"}
 
 
+def test_half_of_the_made_up_cells_are_tuned_to_direction_and_half_to_orientation(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    run = module("run")
+    monkeypatch.delitem(sys.modules, "claims")
+    run.make_sessions(tmp_path, same_decay=False)
+    data = read_nwb(tmp_path / "700000000.nwb")
+    times, traces = data.calcium_traces.timestamps, data.calcium_traces.df_over_f
+    shown = data.drifting_gratings
+    answers = np.stack([
+        traces[(times > start + 0.5) & (times < end)].mean(0)
+        for start, end in zip(shown.start, shown.end, strict=True)
+    ])  # fmt: skip
+    curves = np.stack([answers[shown.orientation == 45.0 * i].mean(0) for i in range(8)])
+    preferred = curves.argmax(0)
+    cells = np.arange(curves.shape[1])
+    best, opposite = curves[preferred, cells], curves[(preferred + 4) % 8, cells]
+    across = curves[(preferred + 2) % 8, cells]
+    share = (opposite - across) / (best - across)
+    assert np.median(share[1::2]) > 0.7
+    assert np.median(share[::2]) < 0.3
+
+
 def test_the_ablation_row_is_of_one_seed_and_recording(tmp_path):
     row = {"hook": "blocks.0.x", "recording_id": "7", "on_target": 0.5, "off_target": 0.1,
            "specificity": 0.4, "low": 0.2, "high": 0.6}  # fmt: skip
