@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -303,6 +303,12 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+@cache
+def _writes(func: Any) -> bool:
+    """Return whether an operator returns new tensors, not views or what it was given."""
+    return not any(r.alias_info for r in func._schema.returns)
+
+
 class _Written(TorchDispatchMode):
     """Adds up the bytes of new tensors while ``on``."""
 
@@ -315,7 +321,7 @@ class _Written(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if self.on and not any(r.alias_info for r in func._schema.returns):
+        if self.on and _writes(func):
             found = output if isinstance(output, tuple | list) else (output,)
             tensors = [t for t in found if isinstance(t, Tensor)]
             self.n_bytes += sum(t.numel() * t.element_size() for t in tensors)
