@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 MADE_UP = HERE.parents[1] / "tests" / "recordings" / "made_up_nwb.py"
 LINES = {"Cux2-CreERT2": 0.3, "Rorb-IRES2-Cre": 0.6, "Ntsr1-Cre_GN220": 1.2}
 SMALL = {
-    "decoder": {"steps": 800},
+    "decoder": {"steps": 1200},
     "sae": {"steps": 600, "d_sae": 128, "k": 8},
     "tuning": {"permutations": 999},
     "ablation": {"controls": 99},
