@@ -26,12 +26,12 @@ def linear_decoding(
     -------
     DataFrame
         A row a held-out trial: ``trial``, ``split``, ``target``, ``predicted``, ``correct``,
-        ``log_loss`` (nats).
+        ``log_loss`` (nats; infinite for a value that no fit trial has).
 
     Raises
     ------
     NeuroLensError
-        When there are no fit trials.
+        When there are no fit trials, or they all have the same value.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -43,13 +43,19 @@ def linear_decoding(
             "there are no fit trials to train the linear decoder on; give trials of all parts"
         )
     target = labels[variable].to_numpy()
+    if len(np.unique(target[fit])) < 2:
+        raise NeuroLensError(
+            f"all {fit.sum()} fit trials have {variable} {target[fit][0]}, and a linear decoder needs "
+            f"two values; leave {variable} out of the tasks"
+        )
     decoder = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
     decoder.fit(means_nu[fit], target[fit])
     held_out = labels[~fit]
     log_p = decoder.predict_log_proba(means_nu[~fit])
     column = {value: i for i, value in enumerate(decoder.classes_)}
     predicted = decoder.classes_[log_p.argmax(1)]
-    own = [column[v] for v in target[~fit]]
+    log_p = np.column_stack([log_p, np.full(len(log_p), -np.inf)])  # of values not in fit trials
+    own = [column.get(v, len(column)) for v in target[~fit]]
     return pd.DataFrame(
         {
             "trial": held_out["trial"].to_numpy(),
