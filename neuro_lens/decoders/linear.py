@@ -45,8 +45,8 @@ def linear_decoding(
     target = labels[variable].to_numpy()
     if len(np.unique(target[fit])) < 2:
         raise NeuroLensError(
-            f"all {fit.sum()} fit trials have {variable} {target[fit][0]}, and a linear decoder needs "
-            f"two values; leave {variable} out of the tasks"
+            f"all {fit.sum()} fit trials have {variable} {target[fit][0]}, and a linear decoder "
+            f"needs two values; leave {variable} out of the tasks"
         )
     decoder = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
     decoder.fit(means_nu[fit], target[fit])
