@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ def add_recordings(
     """Give a trained decoder embeddings of new units and recordings, in place.
 
     All other weights, and the embeddings that were there, stay what they are: what the core
-    computes on the new animals is what it learned from others.
+    computes on the new animals is what it learned from others. Where an error stops it, the decoder
+    is left as it was.
 
     Parameters
     ----------
@@ -60,14 +61,30 @@ def add_recordings(
                 "give recordings that it was not trained on"
             )
     first_new = {name: len(getattr(decoder, name).vocab) for name in words}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, new in words.items():
-            getattr(decoder, name).extend_vocab(new)
-    if fit is None:
-        return pd.DataFrame()
-    with _only_rows(decoder, first_new):
-        return train_decoder(decoder, fit(decoder), seed=seed, weight_decay=0.0, **training)
+    with _undone_on_error(decoder, words):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, new in words.items():
+                getattr(decoder, name).extend_vocab(new)
+        if fit is None:
+            return pd.DataFrame()
+        with _only_rows(decoder, first_new):
+            return train_decoder(decoder, fit(decoder), seed=seed, weight_decay=0.0, **training)
+
+
+@contextmanager
+def _undone_on_error(decoder: Any, names: Iterable[str]) -> Iterator[None]:
+    """Take the new words of vocabularies back, and their embeddings, where an error is raised."""
+    tables = [getattr(decoder, name) for name in names]
+    before = [(table.vocab.copy(), table.weight) for table in tables]
+    was_training = decoder.training
+    try:
+        yield
+    except BaseException:
+        for table, (vocab, weight) in zip(tables, before, strict=True):
+            table.vocab, table.weight = vocab, weight
+        decoder.train(was_training)
+        raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from ..base import Batch, NeuroLensError, log_loss
+from .devices import device_of
 
 
 def drop_and_disturb(
     inputs: Mapping[str, Tensor], unit_dropout: float, noise: float
 ) -> dict[str, Tensor]:
     """Return inputs with units dropped, a random share a window, and noise on the values.
+
+    What is random is drawn on the CPU, wherever the inputs are: one seed, one training set.
 
     Parameters
     ----------
@@ -31,13 +35,13 @@ def drop_and_disturb(
     if unit_dropout > 0:
         keep_share = 1 - unit_dropout * torch.rand(len(unit), 1)
         keep = torch.rand(len(unit), int(unit.max()) + 1) < keep_share
-        mask = inputs["input_mask"] & keep.gather(1, unit)
+        mask = inputs["input_mask"] & keep.to(unit.device).gather(1, unit)
         emptied = ~mask.any(1, keepdim=True)
         out["input_mask"] = torch.where(emptied, inputs["input_mask"], mask)
     if noise > 0:
-        out["input_values"] = inputs["input_values"] + noise * torch.randn_like(
-            inputs["input_values"]
-        )
+        values = inputs["input_values"]
+        drawn = torch.randn_like(values, device="cpu").to(values.device)
+        out["input_values"] = values + noise * drawn
     return out
 
 
@@ -71,21 +75,25 @@ class Mixture:
             return
         share = rng.beta(alpha, alpha, len(rows))
         self.share = torch.as_tensor(np.maximum(share, 1 - share), dtype=torch.float32)
-        own = self.share[:, None, None]
-        values = own * self.batch.inputs["input_values"]
+        values = self.batch.inputs["input_values"]
+        own = self.share[:, None, None].to(values.device)
+        values = own * values
         values = values + (1 - own) * partners.inputs["input_values"]
         self.batch.inputs = {**self.batch.inputs, "input_values": values}
         self.targets = partners.targets
 
     def losses(self, decoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean loss of each task, both windows' answers weighed by their shares."""
-        outputs = decoder(**inputs)
+        device = device_of(decoder)
+        batch = replace(self.batch, inputs=dict(inputs)).to(device)
+        share_w = self.share.to(device)
+        outputs = decoder(**batch.inputs)
         found = {}
-        for name, target in self.batch.targets.items():
+        for name, target in batch.targets.items():
             spec = decoder.readout_specs[name]
-            share = self.share[_windows_of_rows(inputs, spec.id)]
+            share = share_w[_windows_of_rows(batch.inputs, spec.id)]
             own = row_losses(spec.kind, outputs[name], target)
-            partner = row_losses(spec.kind, outputs[name], self.targets[name])
+            partner = row_losses(spec.kind, outputs[name], self.targets[name].to(device))
             found[name] = (share * own + (1 - share) * partner).mean()
         return found
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base import NeuroLensError
 from ._torch_brain import torch_brain_blocks
-from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout
+from .readouts import PUBLISHED_READOUTS, MultitaskReadout, Readout, Scale, target_values
 
 
 class CalciumPOYOPlus(nn.Module):
@@ -44,6 +44,11 @@ class CalciumPOYOPlus(nn.Module):
         Shortest and longest period of the rotary time embedding in seconds.
     pool : int
         Consecutive samples averaged into one token.
+    fixed_scales : mapping of str to (mean, standard deviation), optional
+        For a decoder that reads traces as they are, dF/F, and whose signals are scaled alike in
+        all recordings: by task what is subtracted and divided by, one number or one a column; a
+        signal that it lacks stays as it is. None for one whose traces and signals are z-scored
+        over each recording's fit part. `stream_windows` follows it.
     """
 
     unit_emb: Any
@@ -70,6 +75,7 @@ class CalciumPOYOPlus(nn.Module):
         t_min: float = 1e-4,
         t_max: float = 2.0627,
         pool: int = 1,
+        fixed_scales: Mapping[str, Scale] | None = None,
     ):
         super().__init__()
         specs = {
@@ -95,11 +101,15 @@ class CalciumPOYOPlus(nn.Module):
             "t_max": t_max,
             "pool": pool,
         }
+        if fixed_scales is not None:
+            scales = {n: [np.asarray(x).tolist() for x in s] for n, s in fixed_scales.items()}
+            self.arguments["fixed_scales"] = scales
         self.sequence_length = sequence_length
         self.latent_step = latent_step
         self.num_latents_per_step = num_latents_per_step
         self.readout_specs = specs
         self.pool = pool
+        self.fixed_scales = fixed_scales
         blocks = torch_brain_blocks()
 
         def embedding(n: int) -> nn.Embedding:
@@ -229,7 +239,8 @@ class CalciumPOYOPlus(nn.Module):
         ----------
         data : torch_brain Data
             With ``calcium_traces.df_over_f`` ``(n_samples, n_units)``, ``rois.id`` and
-            ``session.id``; every readout whose field it holds is asked for.
+            ``session.id``; every readout whose field it holds is asked for. Signals are scaled
+            where the decoder has ``fixed_scales``; traces are taken as they are given.
         tasks : collection of str, optional
             Ask for no other readouts than these.
 
@@ -242,7 +253,7 @@ class CalciumPOYOPlus(nn.Module):
         Raises
         ------
         NeuroLensError
-            For a unit or recording that has no embedding.
+            For a unit or recording that has no embedding, and values beyond a readout's classes.
         """
         from torch_brain.batching import chain, pad, pad8, track_mask8
 
@@ -286,8 +297,9 @@ class CalciumPOYOPlus(nn.Module):
             when = np.asarray(data.get_nested_attribute(spec.timestamp_key))
             if len(when) == 0:
                 continue
-            value = np.asarray(data.get_nested_attribute(spec.value_key))
-            targets[name] = value.astype(np.int64 if spec.kind == "classification" else np.float32)
+            scale = (self.fixed_scales or {}).get(name)
+            value = data.get_nested_attribute(spec.value_key)
+            targets[name] = target_values(name, spec, value, scale)
             times.append(when)
             tasks.append(np.full(len(when), spec.id))
         if not times:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import NeuroLensError, log_loss
+from .devices import device_of
 from .linear import linear_decoding
 
 DIRECTION_TASK = "drifting_gratings_orientation"
@@ -47,7 +48,7 @@ def task_of_variable(variable: str, tasks: Iterable[str]) -> str | None:
 
 
 def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
-    """Decode every window and score it.
+    """Decode every window, on the device that the decoder is on, and score it.
 
     Parameters
     ----------
@@ -69,17 +70,18 @@ def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
         When the batches hold no targets of a classification task.
     """
     rows = []
-    was_training = decoder.training
+    was_training, device = decoder.training, device_of(decoder)
     decoder.eval()
     with torch.no_grad():
         for batch in batches:
-            outputs = decoder(**batch.inputs)
-            for task, target in batch.targets.items():
+            outputs = decoder(**batch.to(device).inputs)
+            for task, target in batch.to("cpu").targets.items():
                 if decoder.readout_specs[task].kind != "classification":
                     continue
-                rows.append(_scored(batch.labels, variable_of_task(task), outputs[task], target))
+                logits = outputs[task].cpu()
+                rows.append(_scored(batch.labels, variable_of_task(task), logits, target))
                 if task == DIRECTION_TASK:
-                    merged = merge_opposite(outputs[task], target)
+                    merged = merge_opposite(logits, target)
                     rows.append(_scored(batch.labels, "orientation", *merged))
     decoder.train(was_training)
     if not rows:
@@ -163,11 +165,11 @@ def trial_means(inputs: dict[str, Tensor]) -> np.ndarray:
     amount = inputs["input_token_type"] == 0 if spikes else inputs["input_values"][..., 0]
 
     def total(x: Tensor) -> Tensor:
-        table = torch.zeros(len(index), len(units), dtype=torch.float64)
+        table = torch.zeros(len(index), len(units), dtype=torch.float64, device=index.device)
         return table.scatter_add_(1, column, torch.where(mask, x.double(), 0.0))
 
     found = total(amount) if spikes else total(amount) / total(torch.ones_like(amount))
-    return found.float().numpy()
+    return found.float().cpu().numpy()
 
 
 def _scored(labels: pd.DataFrame, variable: str, logits: Tensor, target: Tensor) -> pd.DataFrame:

@@ -22,6 +22,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "ffn_dropout": 0.2, "lin_dropout": 0.4, "atn_dropout": 0.2,
     },
 }  # fmt: skip
+SCALES = {
+    "running_speed": (6.80354332, 13.87822103),
+    "pupil_location": ((11.02599208, 16.91118513), (15.94543917, 6.83344030)),
+}
+"""What the public checkpoint's signals (cm/s, degrees) are scaled by in all recordings, from the
+configuration of its training; its traces are dF/F as recorded."""
 
 
 def published_decoder(shape: str = "all_sessions", **changes: Any) -> CalciumPOYOPlus:
@@ -54,7 +60,11 @@ def load_published(
     """Load the public checkpoint with the ids that prepared recordings have.
 
     torch_brain 0.1 named units ``<data set>/<session>/<roi>`` and sessions
-    ``<data set>/<session>``; recordings are now named by the last part, which is unique.
+    ``<data set>/<session>``; recordings are now named by the last part, which is unique. The
+    decoder knows what it was trained on: dF/F as recorded, and running speed and pupil location
+    scaled by the same mean and standard deviation in all recordings (``fixed_scales``), which
+    `stream_windows` follows and decoder folders keep. For trials, give
+    `neuro_lens.recordings.batches` ``normalise=None``.
 
     Parameters
     ----------
@@ -73,7 +83,7 @@ def load_published(
     NeuroLensError
         Where the file cannot be read, does not fit the sizes, or two units would get one id.
     """
-    decoder = published_decoder(shape, **changes)
+    decoder = published_decoder(shape, **{"fixed_scales": SCALES, **changes})
     load_checkpoint(path, decoder)
     for name in ("unit_emb", "session_emb"):
         table = getattr(decoder, name)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..base import NeuroLensError
+
+Scale = tuple[Any, Any]
+"""What is subtracted from a signal and what it is then divided by, one number or one a column."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,43 @@ def _published() -> dict[str, Readout]:
 
 PUBLISHED_READOUTS: dict[str, Readout] = _published()
 """The readouts of the published model, in its order: the order fixes the task embeddings."""
+
+
+def target_values(name: str, spec: Readout, values: Any, scale: Scale | None = None) -> np.ndarray:
+    """Return a recording's values of a task as the decoder is to give them.
+
+    Parameters
+    ----------
+    name : str
+        Of the task, for what is said when its values do not fit.
+    spec : Readout
+    values : array, shape (n,) or (n, n_columns)
+    scale : (mean, standard deviation), optional
+        Of a signal.
+
+    Returns
+    -------
+    array
+        int64 (classification) or float32.
+
+    Raises
+    ------
+    NeuroLensError
+        For values beyond the readout's classes.
+    """
+    values = np.asarray(values)
+    if spec.kind == "regression":
+        if scale is not None:
+            values = (values - np.asarray(scale[0])) / np.asarray(scale[1])
+        return values.astype(np.float32)
+    values = values.astype(np.int64)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high >= spec.dim:
+        raise NeuroLensError(
+            f"{spec.value_key} holds {low if low < 0 else high}, and the readout {name!r} has the "
+            f"classes 0 to {spec.dim - 1}; ask for other tasks (tasks=), or give it more classes"
+        )
+    return values
 
 
 class MultitaskReadout(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..base import NeuroLensError
 from .calcium_poyo_plus import pooled, token_indices
+from .readouts import Scale, target_values
 
 ROWS = 65536
 
@@ -33,12 +35,23 @@ class RecordingFile:
     path : path
         A torch_brain ``.h5`` file with ``calcium_traces``.
     decoder : CalciumPOYOPlus
-        Gives the embeddings' rows of units and session, the tasks and the pooling.
+        Gives the embeddings' rows of units and session, and the pooling.
+    tasks : collection of str
+        Those of the decoder's readouts that are asked for.
     normalise : bool
         Z-score traces and regression targets over the fit part.
+    scales : mapping of str to (mean, standard deviation)
+        Of regression targets that are scaled alike in all recordings.
     """
 
-    def __init__(self, path: Path, decoder: Any, normalise: bool):
+    def __init__(
+        self,
+        path: Path,
+        decoder: Any,
+        tasks: Collection[str],
+        normalise: bool,
+        scales: Mapping[str, Scale],
+    ):
         import h5py
 
         self.path, self.decoder = path, decoder
@@ -53,7 +66,8 @@ class RecordingFile:
         name = str(self.file["session"].attrs["id"])
         (self.session,) = token_indices(decoder.session_emb, [name])
         self.scale = self._fit_scale() if normalise else None
-        self.tasks = [t for n, s in decoder.readout_specs.items() if (t := self._task(n, s))]
+        asked = {n: s for n, s in decoder.readout_specs.items() if n in tasks}
+        self.tasks = [t for n, s in asked.items() if (t := self._task(n, s, scales.get(n)))]
         if normalise:
             for task in self.tasks:
                 task.standardise(*self._fit_domain())
@@ -97,14 +111,17 @@ class RecordingFile:
         nearest = round(place)
         return nearest if abs(place - nearest) < 1e-9 else int(np.ceil(place))
 
-    def _task(self, name: str, spec: Any) -> _TaskSeries | None:
+    def _task(self, name: str, spec: Any, scale: Scale | None) -> _TaskSeries | None:
         field, key = spec.value_key.split(".", 1)
         if field not in self.file or key not in self.file[field]:
             return None
         group = self.file[field]
         if len(group["timestamps"]) == 0:
             return None
-        return _TaskSeries(name, spec, group, key)
+        try:
+            return _TaskSeries(name, spec, group, key, scale)
+        except NeuroLensError as error:
+            raise NeuroLensError(f"recording {self.path.stem!r}: {error}") from None
 
     def _fit_domain(self) -> tuple[np.ndarray, np.ndarray]:
         if "train_domain" not in self.file:
@@ -131,11 +148,10 @@ class RecordingFile:
 class _TaskSeries:
     """The times and values of one task in a recording."""
 
-    def __init__(self, name: str, spec: Any, group: Any, key: str):
+    def __init__(self, name: str, spec: Any, group: Any, key: str, scale: Scale | None):
         self.name, self.id, self.kind = name, spec.id, spec.kind
         self.times = group["timestamps"][:]
-        values = group[key][:]
-        self.values = values.astype(np.int64 if spec.kind == "classification" else np.float32)
+        self.values = target_values(name, spec, group[key][:], scale)
         shown = "start" in group and "end" in group
         # a presentation counts when it touches the window, a sample when it lies inside
         self.starts = group["start"][:] if shown else self.times

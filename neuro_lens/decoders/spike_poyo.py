@@ -12,7 +12,7 @@ from torch_brain.models import POYO
 
 from ..base import NeuroLensError
 from .calcium_poyo_plus import fresh_copy, give_vocabularies, token_indices
-from .readouts import Readout
+from .readouts import Readout, target_values
 
 
 class SpikePOYO(POYO):  # type: ignore[misc]
@@ -136,8 +136,8 @@ class SpikePOYO(POYO):  # type: ignore[misc]
         Raises
         ------
         NeuroLensError
-            For a recording without spikes or without a task's field, and for a unit or recording
-            that has no embedding.
+            For a recording without spikes or without a task's field, for a unit or recording
+            that has no embedding, and for values beyond a readout's classes.
         """
         from torch_brain.batching import chain, pad, pad8, track_mask
 
@@ -161,6 +161,5 @@ class SpikePOYO(POYO):  # type: ignore[misc]
         inputs |= {"output_timestamps": pad(times), "output_mask": track_mask(times)}
         targets = {}
         for name, spec in self.readout_specs.items():
-            value = np.asarray(data.get_nested_attribute(spec.value_key))
-            targets[name] = value.astype(np.int64 if spec.kind == "classification" else np.float32)
+            targets[name] = target_values(name, spec, data.get_nested_attribute(spec.value_key))
         return {"model_inputs": inputs, "target_values": chain(targets, allow_missing_keys=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def stream_windows(
     step: float | None = None,
     within: str | None = None,
     recording_ids: Sequence[str] | None = None,
-    normalise: bool = True,
+    tasks: Collection[str] | None = None,
+    normalise: bool | None = None,
     batch_size: int = 64,
     shuffle: bool = False,
     seed: int = 0,
@@ -46,7 +47,10 @@ def stream_windows(
     folder : path
         Of ``<recording_id>.h5`` files.
     decoder : CalciumPOYOPlus
-        With vocabularies; its ``readout_specs`` are the tasks.
+        With vocabularies; its ``readout_specs`` are the tasks. Where it has ``fixed_scales`` (as
+        the public checkpoint, see `load_published`), traces stay as they are and signals are
+        scaled by these; else each unit's trace and each signal is z-scored by its mean and
+        standard deviation over the recording's fit part.
     split : str or sequence of str, optional
         ``fit``, ``select``, ``report``: the parts to take, by default all.
     length, step : float, optional
@@ -55,17 +59,19 @@ def stream_windows(
     within : str, optional
         The Interval, such as ``drifting_gratings``, around whose presentations windows lie.
     recording_ids : sequence of str, optional
-    normalise : bool
-        Z-score each unit's trace, and each task of regression, by its mean and standard deviation
-        over the fit part.
+    tasks : collection of str, optional
+        Ask for no other readouts of the decoder than these.
+    normalise : bool, optional
+        Z-score traces and signals over the fit part, or leave both as they are, whatever the
+        decoder says.
     batch_size, shuffle, seed
         As in `neuro_lens.recordings.batches`.
 
     Raises
     ------
     NeuroLensError
-        For an unknown split or recording, a decoder that does not read traces, units that it does
-        not know, or where no window fits.
+        For an unknown split, recording or task, a decoder that does not read traces, units that
+        it does not know, values beyond a readout's classes, or where no window fits.
     """
     chosen = [split] if isinstance(split, str) else list(SPLITS if split is None else split)
     for name in chosen:
@@ -75,6 +81,8 @@ def stream_windows(
             f"windows of traces are streamed, and a {type(decoder).__name__} does not read traces; "
             "make its windows with neuro_lens.recordings.batches"
         )
+    for name in tasks or ():
+        check_choice("task", name, decoder.readout_specs)
     length = decoder.sequence_length if length is None else length
     step = length if step is None else step
     if not (0 < length < np.inf and 0 < step < np.inf):
@@ -92,7 +100,8 @@ def stream_windows(
             f"recordings{f' around {within}' if within else ''}; take shorter windows or check the "
             "splits"
         )
-    windows = StreamedWindows(Path(folder), decoder, table, length, normalise)
+    asked = list(decoder.readout_specs if tasks is None else tasks)
+    windows = StreamedWindows(Path(folder), decoder, table, length, normalise, asked)
     return Batches(windows, batch_size=batch_size, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
 
 
@@ -106,11 +115,17 @@ class StreamedWindows:
     """
 
     def __init__(
-        self, folder: Path, decoder: Any, table: pd.DataFrame, length: float, normalise: bool
+        self,
+        folder: Path,
+        decoder: Any,
+        table: pd.DataFrame,
+        length: float,
+        normalise: bool | None,
+        tasks: Collection[str],
     ):
         self.folder, self.decoder, self.table = folder, decoder, table
         self.window = (0.0, length)
-        self.normalise = normalise
+        self.normalise, self.tasks = normalise, tasks
         self._open: OrderedDict[str, RecordingFile] = OrderedDict()
         grid = np.arange(0, decoder.sequence_length - 1e-9, decoder.latent_step)
         latents = np.arange(decoder.num_latents_per_step)
@@ -123,7 +138,8 @@ class StreamedWindows:
     def subset(self, chosen: np.ndarray) -> StreamedWindows:
         """Return the windows of the given indices."""
         table = self.table.iloc[chosen].reset_index(drop=True)
-        return StreamedWindows(self.folder, self.decoder, table, self.window[1], self.normalise)
+        how = (self.window[1], self.normalise, self.tasks)
+        return StreamedWindows(self.folder, self.decoder, table, *how)
 
     def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Read the given windows and return them as a Batch, padded to the longest."""
@@ -148,7 +164,9 @@ class StreamedWindows:
         found = self._open.pop(recording_id, None)
         if found is None:
             path = self.folder / f"{recording_id}.h5"
-            found = RecordingFile(path, self.decoder, self.normalise)
+            scales = self.decoder.fixed_scales if self.normalise is None else None
+            normalise = scales is None if self.normalise is None else self.normalise
+            found = RecordingFile(path, self.decoder, self.tasks, normalise, scales or {})
             while len(self._open) >= OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open[recording_id] = found

@@ -22,6 +22,7 @@ from ..base import (
     write_json,
 )
 from .augmenting import Mixture, drop_and_disturb, refuse_values, row_losses
+from .devices import device_of
 
 STATE = "state.json"
 
@@ -43,7 +44,7 @@ def train_decoder(
     checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train ``decoder`` in place with AdamW, warm-up and cosine decay.
+    """Train ``decoder`` in place, on the device it is on, with AdamW, warm-up and cosine decay.
 
     Parameters
     ----------
@@ -72,7 +73,8 @@ def train_decoder(
         Folder where the state is written at every look; an interrupted training with the same
         settings goes on from there and ends in the same weights.
     seed : int
-        Determines order, dropout and noise; one seed gives the same weights on one machine.
+        Determines order, dropout and noise; one seed gives the same weights on one machine. What
+        is done to the windows is drawn on the CPU, so it is the same on every device.
 
     Returns
     -------
@@ -106,7 +108,8 @@ def train_decoder(
         if (Path(checkpoint) / STATE).exists():
             state.load(Path(checkpoint), settings)
     was_training = decoder.training
-    with torch.random.fork_rng(devices=[]), progress("train decoder", steps) as advance:
+    drawn_on = [p.device for p in decoder.parameters() if p.is_cuda][:1]
+    with torch.random.fork_rng(devices=drawn_on), progress("train decoder", steps) as advance:
         advance(state.step)
         while state.step < steps and not state.out_of_patience(patience):
             loss = _train_step(decoder, state, fit, settings)
@@ -124,6 +127,7 @@ def train_decoder(
 
 def task_losses(decoder: Any, batch: Batch) -> dict[str, Tensor]:
     """Return the mean loss of each task that ``batch`` has targets for."""
+    batch = batch.to(device_of(decoder))
     outputs = decoder(**batch.inputs)
     return {
         name: row_losses(decoder.readout_specs[name].kind, outputs[name], target).mean()
@@ -267,11 +271,13 @@ class _State:
             raise NeuroLensError(
                 f"the checkpoint {folder} is another decoder's; remove it or give another folder"
             )
+        device = device_of(self.decoder)
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(weights[name])
+                # Adam's count of steps stays on the CPU
                 self.optimiser.state[parameter] = {
-                    key: tensors[f"adam.{key}.{name}"]
+                    key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"adam.{key}.{name}" in tensors
                 }

@@ -106,7 +106,9 @@ def decoder(
     fit = fit_windows(folder.parent / recordings, dataset, model, window)
     # the folder is .<name of the cell>.<random> until it is finished
     unfinished = folder.parent / f"unfinished-{folder.name.split('.')[1]}"
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     history = train_decoder(model, fit, seed=seed, checkpoint=unfinished, **training)
+    model.cpu()
     made = {**asked["windows"], "window": list(window)}
     save_decoder(model, folder / "decoder", seed=seed, training=dict(training), windows=made)
     write_table(history, folder, "training")

@@ -58,7 +58,7 @@ def test_answers_of_overlapping_windows_are_averaged_before_they_are_scored():
     batch = batch_of("drifting_gratings_orientation", [0.5, 0.0, 0.5], [2, 2, 1], [10, 10.5, 20])
     table = scores("drifting_gratings_orientation", [batch], [logits])
     row = table.loc["a", "accuracy"]
-    assert (row["value"], row["n"], row["chance"]) == (1.0, 2, 1 / 8)
+    assert (row["value"], row["n"], row["chance"]) == (1.0, 2, 1 / 2)
 
 
 def test_movies_are_scored_exactly_and_within_a_second():
@@ -69,11 +69,24 @@ def test_movies_are_scored_exactly_and_within_a_second():
     assert table.loc["a", "accuracy"]["value"] == 0.25
     assert table.loc["a", "within_30"]["value"] == 0.5
     assert table.loc["a", "published"]["value"] == 0.375
-    # guesses: 31 of 900 frames are within a second of the first and of the last, else 61
-    chance = np.array([31, 61, 61, 31]).mean() / 900
-    assert table.loc["a", "within_30"]["chance"] == pytest.approx(chance)
-    guesses = np.random.default_rng(0).integers(0, 900, (20000, 4))
-    assert (np.abs(guesses - target) <= 30).mean() == pytest.approx(chance, rel=0.05)
+
+
+def test_chance_is_what_guessing_among_the_classes_shown_is_worth():
+    rng = np.random.default_rng(0)
+    # two repeats of 40 frames, and one of the last 10 once more
+    target = np.concatenate([np.arange(40), np.arange(40), np.arange(30, 40)])
+    n = len(target)
+    batch = batch_of("natural_movie_one_frame", [0.0] * n, target, np.arange(n))
+    table = scores("natural_movie_one_frame", [batch], [np.eye(900)[target]]).loc["a"]
+    off = np.abs(rng.choice(np.unique(target), (20000, n)) - target)
+    guessed = np.array([(off == 0).mean(), (off <= 30).mean()])
+    assert table.loc["accuracy", "chance"] == pytest.approx(guessed[0], rel=0.02) == 1 / 40
+    assert table.loc["within_30", "chance"] == pytest.approx(guessed[1], rel=0.01)
+    assert table.loc["published", "chance"] == pytest.approx(guessed.mean(), rel=0.01)
+    # the readout of phases has 5 classes, of which gratings show 4
+    batch = batch_of("static_gratings_phase", [0.0] * 8, [0, 1, 2, 3] * 2, np.arange(8))
+    table = scores("static_gratings_phase", [batch], [np.eye(5)[[0, 1, 2, 3] * 2]])
+    assert table.loc["a", "accuracy"]["chance"] == 1 / 4
 
 
 def test_signals_are_scored_as_scikit_learn_does():
