@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base import Batch, NeuroLensError, check_choice
 from . import dictionary
 from .axes import flatten_heads
-from .interventions import Intervention, Where
+from .interventions import Intervention, Where, refuse_overlap
 
 NO_BATCH = (
     "positions, times, windows, mean and resample need to know the windows; run them through "
@@ -129,6 +129,8 @@ class Place:
     def edit(self, x: Tensor, interventions: Sequence[Intervention]) -> Tensor:
         """Return what ``x`` becomes: features first, then all else in the order given."""
         flat = self._flattened(x)
+        counted = [i for i in interventions if i.target.part in ("heads", "dimensions")]
+        refuse_overlap(counted, lambda i: self._flat_index(i, flat.shape[-1]), "dimension")
         out = self._features(flat, [i for i in interventions if i.target.part == "features"])
         for i in interventions:
             if i.change.kind == "project_out":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -40,10 +41,17 @@ class Target:
     def __post_init__(self) -> None:
         check_choice("part", self.part, ("all", *PARTS))
         object.__setattr__(self, "index", _plain(self.index))
+        _check("hook", self.hook, isinstance(self.hook, str), "the name of a hook point")
+        _check("error_term", self.error_term, isinstance(self.error_term, bool), "true or false")
         if self.part == "all" and self.index:
             raise NeuroLensError("a whole hook takes no index; name features, dimensions or heads")
         if self.part != "all" and not self.index:
             raise NeuroLensError(f"the list of {self.part} is empty; name at least one")
+        kinds = int | str if self.part == "units" else int
+        named = isinstance(self.index, tuple) and all(
+            isinstance(i, kinds) and not isinstance(i, bool) for i in self.index
+        )
+        _check(self.part, self.index, named, "whole numbers (of units also names), as in [3, 17]")
         if len(set(self.index)) < len(self.index):
             raise NeuroLensError(f"one of the {self.part} is named twice; name each once")
         if (self.part == "units") == bool(self.hook):
@@ -80,6 +88,16 @@ class Change:
             raise NeuroLensError(f"{self.kind} needs a value, such as {{{self.kind}: 1.5}}")
         if self.kind in ("zero", "mean") and self.value is not None:
             raise NeuroLensError(f"{self.kind} takes no value, and {self.value!r} was given")
+        if self.kind in NUMBERS:
+            fits = _is_number(self.value) or _are_numbers(self.value)
+            wanted = "a number, or a list of one each"
+        elif self.kind == "resample":
+            fits = _is_whole(self.value) and self.value >= 0
+            wanted = "the seed of its draw, a whole number from 0"
+        else:
+            fits = _are_directions(self.value)
+            wanted = "a direction as a list of numbers, or a list of directions"
+        _check(self.kind, self.value, self.value is None or fits, wanted)
 
 
 @dataclass(frozen=True)
@@ -109,10 +127,17 @@ class Where:
         object.__setattr__(self, "positions", _plain(self.positions))
         object.__setattr__(self, "times", _plain(self.times))
         if isinstance(self.windows, Mapping):
-            pairs = tuple((str(k), _plain(_listed(v))) for k, v in sorted(self.windows.items()))
-            object.__setattr__(self, "windows", pairs)
-        if self.times is not None and (len(self.times) != 2 or self.times[0] >= self.times[1]):
-            raise NeuroLensError(f"times are {self.times}; give a start and a later end in seconds")
+            pairs = {str(label): _plain(_listed(v)) for label, v in self.windows.items()}
+            object.__setattr__(self, "windows", tuple((k, pairs[k]) for k in sorted(pairs)))
+        if self.positions is not None:
+            whole = isinstance(self.positions, tuple) and all(map(_is_whole, self.positions))
+            _check("positions", self.positions, whole and self.positions, "a list as in [0, 3]")
+        if self.times is not None and not _are_times(self.times):
+            raise NeuroLensError(
+                f"times are {_lists(self.times)!r}; give a start and a later end in seconds"
+            )
+        if self.windows is not None:
+            _check("windows", self.windows, _are_labels(self.windows), "labels with values")
 
     @property
     def everywhere(self) -> bool:
@@ -214,7 +239,7 @@ def as_intervention(given: Any) -> Intervention:
         )
     part = parts[0] if parts else "all"
     index = _plain(_listed(given[part])) if parts else ()
-    target = Target(given.get("hook") or "", part, index, bool(given.get("error_term", False)))
+    target = Target(given.get("hook") or "", part, index, given.get("error_term", False))
     where = {k: given[k] for k in ("positions", "times", "since", "windows") if k in given}
     return Intervention(target, _as_change(given.get("change", "zero")), Where(**where))
 
@@ -225,13 +250,37 @@ def as_interventions(given: Any) -> tuple[Intervention, ...]:
     Raises
     ------
     NeuroLensError
-        Where two of them contradict each other.
+        Where there is none, or two of them contradict each other. Heads against dimensions, and
+        units by name against units by index, can only be told where they are carried out.
     """
     several = isinstance(given, Sequence) and not isinstance(given, str)
     found = tuple(as_intervention(g) for g in (given if several else [given]))
+    if not found:
+        raise NeuroLensError("the list of interventions is empty; give at least one")
     for one, other in combinations(found, 2):
         _refuse_contradiction(one, other)
     return found
+
+
+def refuse_overlap(
+    interventions: Sequence[Intervention],
+    indices: Callable[[Intervention], Iterable[int]],
+    what: str,
+) -> None:
+    """Raise where two interventions change one index at one place.
+
+    Parameters
+    ----------
+    interventions : sequence of Intervention
+    indices : callable
+        Gives what an intervention changes, as numbers that can be compared.
+    what : str
+        What the numbers count, such as ``"dimension"``.
+    """
+    for one, other in combinations(interventions, 2):
+        shared = set(indices(one)) & set(indices(other))
+        if shared and one.where.meets(other.where):
+            raise _contradiction(one, other, f"{what} {min(shared)}")
 
 
 def hooks_of(interventions: Iterable[Intervention]) -> tuple[str, ...]:
@@ -258,24 +307,67 @@ def _refuse_contradiction(one: Intervention, other: Intervention) -> None:
     a, b = one.target, other.target
     if a.hook != b.hook or (a.part == "units") != (b.part == "units"):
         return
-    if a.part == b.part == "features" and a.error_term != b.error_term:
+    features = a.part == b.part == "features"
+    if features and a.error_term != b.error_term:
         raise NeuroLensError(
             f"interventions at {a.hook!r} contradict each other: one keeps the SAE's error term "
             "and one does not; give both the same error_term"
         )
-    if "project_out" in (one.change.kind, other.change.kind) or not one.where.meets(other.where):
+    projected = "project_out" in (one.change.kind, other.change.kind)
+    if (projected and not features) or not one.where.meets(other.where):
         return
     shared: Any = sorted(set(a.index) & set(b.index), key=str) if a.part == b.part else []
     if "all" in (a.part, b.part):
-        what = "the whole hook"
-    elif shared:
-        what = f"{a.part.removesuffix('s')} {shared[0]!r}"
-    else:
-        return
-    raise NeuroLensError(
-        f"interventions at {a.hook or 'the input'!r} contradict each other: {one.change.kind} and "
-        f"{other.change.kind} both change {what}; keep one, or give them other positions, times "
-        "or windows"
+        raise _contradiction(one, other, "the whole hook")
+    if shared:
+        raise _contradiction(one, other, f"{a.part.removesuffix('s')} {shared[0]!r}")
+
+
+def _contradiction(one: Intervention, other: Intervention, what: str) -> NeuroLensError:
+    return NeuroLensError(
+        f"interventions at {one.target.hook or 'the input'!r} contradict each other: "
+        f"{one.change.kind} and {other.change.kind} both change {what}; keep one, or give them "
+        "other positions, times or windows"
+    )
+
+
+def _check(name: str, given: Any, fits: Any, wanted: str) -> None:
+    if not fits:
+        raise NeuroLensError(f"{name} is {_lists(given)!r}; give {wanted}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) > 0 and all(map(_is_number, values))
+
+
+def _are_directions(values: Any) -> bool:
+    if _are_numbers(values) or not isinstance(values, tuple):
+        return _are_numbers(values)
+    return all(map(_are_numbers, values)) and len({len(v) for v in values}) == 1
+
+
+def _are_times(times: Any) -> bool:
+    known = isinstance(times, tuple) and all(isinstance(t, float) or _is_whole(t) for t in times)
+    return known and len(times) == 2 and times[0] < times[1]
+
+
+def _are_labels(windows: Any) -> bool:
+    return isinstance(windows, tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], tuple)
+        and len(pair[1]) > 0
+        and not any(isinstance(value, tuple | Mapping) for value in pair[1])
+        for pair in windows
     )
 
 

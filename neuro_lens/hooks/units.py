@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base import Batch, NeuroLensError, check_choice
 from .intervening import Place
-from .interventions import Intervention
+from .interventions import Intervention, refuse_overlap
 
 VALUES = "input_values"
 
@@ -40,11 +40,13 @@ def edit_units(
     Raises
     ------
     NeuroLensError
-        For units that the decoder does not know, and inputs that cannot be changed so.
+        For units that the decoder does not know, a unit that two of them change, and inputs
+        that cannot be changed so.
     """
-    for i in interventions:
-        if i.target.part == "units":
-            batch = _edited(hooked, batch, i, units)
+    chosen = [i for i in interventions if i.target.part == "units"]
+    refuse_overlap(chosen, lambda i: unit_indices(hooked, i.target.index), "unit index")
+    for i in chosen:
+        batch = _edited(hooked, batch, i, units)
     return batch
 
 

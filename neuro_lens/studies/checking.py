@@ -56,11 +56,6 @@ def intervention_problem(
         found = as_interventions(given)
     except NeuroLensError as error:
         return f"ablation.interventions.{name}: {error}"
-    except (TypeError, ValueError):
-        return (
-            f"ablation.interventions.{name} is {given!r}, which is no intervention; its keys are "
-            "described in docs/ablation.md"
-        )
     listed = ", ".join(dict.fromkeys(hooks))
     for one in found:
         if one.target.part != "features":

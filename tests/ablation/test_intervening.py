@@ -264,3 +264,17 @@ def test_units_left_out_are_units_not_recorded(small_decoder, grating_recordings
     assert torch.equal(clamped.inputs["input_values"][~early], batch.inputs["input_values"][~early])
     with pytest.raises(NeuroLensError, match="unit 'a/99'"):
         edit_units(transformer, batch, as_interventions({"units": ["a/99"]}))
+    twice = [{"units": ["a/2"]}, {"units": [index], "change": {"clamp": 3.0}}]
+    with pytest.raises(NeuroLensError, match=f"zero and clamp both change unit index {index};"):
+        edit_units(transformer, batch, as_interventions(twice))
+    other = as_interventions([{"units": ["a/1"]}, twice[1]])
+    assert edit_units(transformer, batch, other) is not batch
+    z = "blocks.0.attn.hook_z"
+    inside = [{"hook": z, "heads": [0]}, {"hook": z, "dimensions": [3], "change": {"clamp": 5.0}}]
+    with (
+        pytest.raises(NeuroLensError, match="zero and clamp both change dimension 3;"),
+        transformer.intervene(inside),
+    ):
+        transformer.decode(batch)
+    with transformer.intervene([inside[0], {**inside[1], "dimensions": [31]}]):
+        transformer.decode(batch)

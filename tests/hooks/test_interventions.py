@@ -50,6 +50,32 @@ def test_made_of_its_three_parts():
         ({"hook": "a", "times": [1.0, 0.5]}, "later end"),
         ({"hook": "a", "heads": [1], "error_term": True}, "for features"),
         (3, "a int was given"),
+        ({"hook": 3}, "hook is 3; give the name"),
+        ({"hook": "a", "features": [True]}, "features is .True.; give whole numbers"),
+        ({"hook": "a", "features": [3.5]}, "features is .3.5.; give whole numbers"),
+        ({"hook": "a", "dimensions": [[1]]}, "dimensions is ..1..; give whole numbers"),
+        ({"units": [1.5]}, "units is .1.5.; give whole numbers"),
+        ({"hook": "a", "features": [1], "error_term": "no"}, "error_term is 'no'; give true or"),
+        ({"hook": "a", "positions": 3}, "positions is 3; give a list"),
+        ({"hook": "a", "positions": []}, "positions is ..; give a list"),
+        ({"hook": "a", "positions": ["b"]}, "positions is .'b'.; give a list"),
+        ({"hook": "a", "windows": ["direction"]}, "windows is .'direction'.; give labels"),
+        ({"hook": "a", "windows": "direction"}, "windows is 'direction'; give labels"),
+        ({"hook": "a", "windows": {"direction": []}}, "windows is .*; give labels"),
+        ({"hook": "a", "windows": {"direction": None}}, "windows is .*; give labels"),
+        ({"hook": "a", "times": ["b", "c"]}, "later end"),
+        ({"hook": "a", "times": [None, 1.0]}, "later end"),
+        ({"hook": "a", "times": 3}, "later end"),
+        ({"hook": "a", "times": [float("nan"), 1.0]}, "later end"),
+        ({"hook": "a", "change": {"clamp": "high"}}, "clamp is 'high'; give a number"),
+        ({"hook": "a", "features": [1], "change": {"clamp": "high"}}, "clamp is 'high'"),
+        ({"hook": "a", "change": {"clamp": float("nan")}}, "clamp is nan; give a number"),
+        ({"hook": "a", "change": {"scale": [1.0, float("inf")]}}, "scale is .*; give a number"),
+        ({"hook": "a", "change": {"add": True}}, "add is True; give a number"),
+        ({"hook": "a", "change": {"resample": "abc"}}, "resample is 'abc'; give the seed"),
+        ({"hook": "a", "change": {"resample": -1}}, "resample is -1; give the seed"),
+        ({"hook": "a", "change": {"project_out": "abc"}}, "project_out is 'abc'; give a direction"),
+        ({"hook": "a", "change": {"project_out": [[1.0], [1.0, 2.0]]}}, "give a direction"),
     ],
 )
 def test_bad_interventions_are_one_sentence(given, sentence):
@@ -67,6 +93,7 @@ A = {"hook": "a", "features": [1, 2]}
         {"hook": "a", "features": [5], "error_term": True},
         {"hook": "a"},
         {"hook": "a", "features": [2], "times": [0.0, 1.0], "since": "trial"},
+        {"hook": "a", "features": [2], "change": "project_out"},
     ],
 )
 def test_contradictions_are_refused(other):
@@ -81,6 +108,8 @@ def test_contradictions_are_refused(other):
         (A, {"hook": "a", "features": [3]}),
         (A, {"hook": "a", "dimensions": [2]}),
         (A, {"hook": "a", "change": {"project_out": [1.0]}}),
+        (A, {"hook": "a", "features": [3], "change": "project_out"}),
+        (A | {"positions": [0]}, A | {"positions": [1], "change": "project_out"}),
         (A | {"positions": [0]}, A | {"positions": [1], "change": "mean"}),
         (A | {"times": [0.0, 1.0]}, A | {"times": [1.0, 2.0], "change": "mean"}),
         (A | {"windows": {"v": [1]}}, A | {"windows": {"v": [2]}, "change": "mean"}),
@@ -88,3 +117,8 @@ def test_contradictions_are_refused(other):
 )
 def test_what_lies_apart_goes_together(one, other):
     assert len(as_interventions([one, other])) == 2
+
+
+def test_at_least_one_is_made():
+    with pytest.raises(NeuroLensError, match="is empty; give at least one"):
+        as_interventions([])

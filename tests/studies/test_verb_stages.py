@@ -212,14 +212,24 @@ WRONG = {
     "contradict each other: zero and mean both change feature 2": [
         {"hook": HOOK, "features": [2]}, {"hook": HOOK, "features": [2], "change": "mean"},
     ],
-    "is 3, which is no intervention": {"hook": HOOK, "times": 3},
+    "ablation.interventions.x: times are 3; give a start": {"hook": HOOK, "times": 3},
+    "x: clamp is 'high'; give a number": {
+        "hook": HOOK, "features": [2], "change": {"clamp": "high"},
+    },
+    "ablation.interventions.x: the list of interventions is empty": [],
+    "zero and clamp both change dimension 3": [
+        {"hook": "blocks.0.attn.hook_z", "heads": [0]},
+        {"hook": "blocks.0.attn.hook_z", "dimensions": [3], "change": {"clamp": 5.0}},
+    ],
+    "zero and clamp both change unit index": [
+        {"units": ["sim00/unit000"]}, {"units": [1], "change": {"clamp": 3.0}},
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("said", WRONG)
 def test_wrong_interventions_are_refused(said, results, names, changed):
     given = WRONG[said]
-    said = said.replace("is 3,", f"is {given!r},")
     with pytest.raises(NeuroLensError) as error:
         plan = plan_cells(load_study(changed(interventions={"x": given})))
         check_removal(results / "cells" / names["recordings"], plan)
