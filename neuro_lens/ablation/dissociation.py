@@ -13,9 +13,10 @@ from scipy import stats
 from ..activations import harvest
 from ..base import Batch, NeuroLensError, as_batch, check_choice
 from ..tuning import TrialCodes, feature_groups, trial_codes, tune
+from .asked import check_sae
 from .intervals import block_weights, bootstrap_interval, rank_p
 from .scene import Scene
-from .study import _pair_recordings, check_sae
+from .study import _pair_recordings
 from .tables import N_BOOTSTRAP
 from .trials import check_task
 

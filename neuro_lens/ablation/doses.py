@@ -10,10 +10,10 @@ import pandas as pd
 from scipy.integrate import trapezoid
 
 from ..base import NeuroLensError, as_batch
+from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import Groups, matched_controls
 from .intervals import holm, rank_p
 from .scene import Effects, Scene, SplicedScene, compare
-from .study import check_groups, check_sae, find_classification, find_groups_variable
 from .tables import FAIR
 from .trials import split_recordings
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..base import Batch, NeuroLensError, Task, as_batch, check_choice
 from ..tuning import TrialCodes, probe
 from ..tuning.variables import find_variable
+from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import match_alive
 from .engine import Prefix
 from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .spliced import SplicedTrials
-from .study import check_groups, check_sae, find_classification, find_groups_variable
 from .tables import FAIR, N_BOOTSTRAP
 from .trials import Trials, gather_trials, split_recordings
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, as_batch, check_choice
+from .asked import check_sae, find_classification
 from .scene import Scene, SplicedScene
-from .study import check_sae, find_classification
 from .trials import split_recordings
 
 AIMS = ("specificity", "on_target")

@@ -11,10 +11,10 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from ..base import NeuroLensError, as_batch
+from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import matched_controls
 from .intervals import block_weights, bootstrap_interval, rank_p
 from .scene import Effects, Scene, compare
-from .study import check_groups, check_sae, find_classification, find_groups_variable
 from .tables import FAIR, N_BOOTSTRAP
 from .trials import split_recordings
 

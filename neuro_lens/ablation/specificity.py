@@ -11,7 +11,7 @@ import pandas as pd
 from .contrasts import contrast_interval
 from .controls import RANDOM_SETS, SAE
 from .folds import Contrast, Fold
-from .intervals import block_weights, holm, rank_p
+from .intervals import block_weights, holm, mean_over_folds, rank_p
 from .tables import FAIR, N_BOOTSTRAP
 
 NOT_MATCHED = "no matched control"
@@ -39,8 +39,9 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
         ``hook``, ``recording_id``, ``variable``, ``value``, ``n_features``, ``on_target`` and
         ``off_target`` (extra nats), ``specificity`` (their difference) with ``low`` and ``high``
         (95 %, bootstrap over repeat blocks, this recording only); ``p_on``, ``p_off`` and
-        ``p_specificity`` (ranks among the ``n_controls`` matched random sets, one-sided) and the
-        same corrected over the recording's values (Holm), ``…_corrected``; ``off_by`` (largest
+        ``p_specificity`` (ranks among the ``n_controls`` matched random sets, one-sided, of two
+        folds taken together as `mean_over_folds` does) and the same corrected over the recording's
+        values (Holm), ``…_corrected``; ``off_by`` (largest
         relative difference of the median matched set in mass and norm on the target trials) and
         ``regime``: ``selective`` (specificity above controls), ``entangled`` (its own trials lose
         more than under controls, and the others as well), ``encoded, specificity not shown`` (its
@@ -111,7 +112,7 @@ def _row(
         only = np.zeros(len(fold.trials.values), dtype=bool)
         only[v] = True
         contrasts.append(Contrast(only, ~fold.trials.is_value))
-    on, off = _sides(folds, SAE, at)
+    on, off, specificity = (sides[0] for sides in _sides(folds, SAE, at))
     low, high = contrast_interval(folds, SAE, weights, n_blocks, contrasts)
     first = folds[0]
     row = {
@@ -120,34 +121,34 @@ def _row(
         "variable": first.variable,
         "value": value,
         "n_features": float(np.mean([len(f.groups[SAE].get(value, ())) for f in folds])),
-        "on_target": float(on[0]),
-        "off_target": float(off[0]),
-        "specificity": float(on[0] - off[0]),
+        "on_target": float(on),
+        "off_target": float(off),
+        "specificity": float(specificity),
         "low": low,
         "high": high,
     }
-    return row | _ranks(folds, value, at, on[0], off[0])
+    return row | _ranks(folds, value, at, (on, off, specificity))
 
 
 def _ranks(
-    folds: Sequence[Fold], value: Any, at: Sequence[int], on: float, off: float
+    folds: Sequence[Fold], value: Any, at: Sequence[int], own: Sequence[float]
 ) -> dict[str, Any]:
     if any(RANDOM_SETS not in f.matched for f in folds):
         return {**dict.fromkeys(PS, np.nan), "n_controls": 0, "off_by": np.nan}
-    theirs, other = _sides(folds, RANDOM_SETS, at)
-    found = {**dict.fromkeys(PS, np.nan), "n_controls": len(theirs), "off_by": np.nan}
+    theirs = _sides(folds, RANDOM_SETS, at)
+    found = {**dict.fromkeys(PS, np.nan), "n_controls": len(theirs[0]), "off_by": np.nan}
     if not any(len(f.groups[SAE].get(value, ())) for f in folds):
         return found
     found["off_by"] = max(float(np.median(f.matched[RANDOM_SETS][value].error)) for f in folds)
     if found["off_by"] > FAIR:
         return found
-    ranks = rank_p(on, theirs), rank_p(off, other), rank_p(on - off, theirs - other)
+    ranks = [rank_p(mine, draws) for mine, draws in zip(own, theirs, strict=True)]
     return found | dict(zip(PS, ranks, strict=True))
 
 
-def _sides(folds: Sequence[Fold], name: str, at: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a value's extra nats on and off target in each draw, the mean over folds."""
+def _sides(folds: Sequence[Fold], name: str, at: Sequence[int]) -> list[np.ndarray]:
+    """Return a value's extra nats on and off target, and their difference, of each draw."""
     sides = [f.effects[name].on_off() for f in folds]
-    n = min(len(on) for on, _ in sides)
-    on = np.mean([s[0][:n, v] for s, v in zip(sides, at, strict=True)], axis=0)
-    return on, np.mean([s[1][:n, v] for s, v in zip(sides, at, strict=True)], axis=0)
+    on, off = ([s[i][:, v] for s, v in zip(sides, at, strict=True)] for i in (0, 1))
+    apart = [a - b for a, b in zip(on, off, strict=True)]
+    return [mean_over_folds(parts) for parts in (on, off, apart)]

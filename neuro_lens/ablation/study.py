@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ..base import Batch, NeuroLensError, Task, as_batch
-from ..tuning.variables import NOT_VARIABLES
 from .alternatives import Alternative, Sources
+from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import (
     BIAS,
     DIRECTIONS,
@@ -35,7 +35,7 @@ from .tables import (
     matching_table,
     summary_table,
 )
-from .trials import check_task, split_recordings
+from .trials import split_recordings
 from .words import explain
 
 OTHER_CONTROLS = 199
@@ -135,6 +135,7 @@ def ablation_study(
         For fit windows, an unknown value, an empty group, a feature out of range, an SAE of
         another decoder or hook, or labels or targets that are missing.
     """
+    _check_controls(controls)
     parts = [as_batch(b) for b in batches]
     hook = check_sae(hooked, sae, hook, groups, allow_other_decoder)
     name = variable or find_groups_variable(parts, groups)
@@ -206,6 +207,7 @@ def cross_fitted_study(
     NeuroLensError
         As `ablation_study`, and when the halves share trials or a recording is in one alone.
     """
+    _check_controls(controls)
     halves = {"select": [as_batch(b) for b in select], "report": [as_batch(b) for b in report]}
     hook = check_sae(hooked, sae, hook, {}, allow_other_decoder)
     chosen = find_classification(hooked, halves["select"], task)
@@ -228,7 +230,10 @@ def cross_fitted_study(
             )
     summary = summary_table(folds, seed)
     matching = matching_table(folds)
-    summary["words"] = explain(summary, matching, sources.missing)
+    missing = dict(sources.missing)
+    if any(BIAS not in f.effects for f in folds):
+        missing[BIAS] = f"values of {variable} share a class, so no bias favours one alone"
+    summary["words"] = explain(summary, matching, missing)
     return AblationStudy(
         ablation_table(folds),
         summary,
@@ -314,61 +319,12 @@ def _choices(alternative: Alternative, spliced: SplicedScene) -> Choices:
     return Choices(extra, alternative.n_blocks)
 
 
-def check_sae(
-    hooked: Any,
-    sae: Any,
-    hook: str | None,
-    groups: Mapping[Any, Sequence[int]],
-    allow_other_decoder: bool,
-) -> str:
-    """Return the hook, once the SAE and its features are known to fit there."""
-    features = sorted({int(f) for group in groups.values() for f in group})
-    with hooked.ablate(sae, features, hook=hook, allow_other_decoder=allow_other_decoder):
-        pass
-    return hook or sae.cfg.metadata.hook_name
-
-
-def check_groups(groups: Mapping[Any, Sequence[int]]) -> None:
-    """Raise for groups without a feature."""
-    if not groups:
-        raise NeuroLensError("groups is empty; give the features of at least one value")
-    for value, features in groups.items():
-        if len(features) == 0:
-            raise NeuroLensError(f"the group of {value!r} has no feature; leave it out")
-
-
-def find_groups_variable(batches: Sequence[Batch], groups: Mapping[Any, Sequence[int]]) -> str:
-    """Return the label whose values the groups name."""
-    labels = pd.concat([b.labels for b in batches], ignore_index=True)
-    known = {c: set(labels[c].dropna().unique()) for c in labels.columns if c not in NOT_VARIABLES}
-    wanted = set(groups)
-    for fits in (lambda v: v == wanted, lambda v: wanted <= v):
-        found = [c for c, values in known.items() if fits(values)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise NeuroLensError(
-                f"the groups' values fit {' and '.join(found)}; say which with variable="
-            )
-    raise NeuroLensError(
-        f"no label has the values {sorted(wanted)[:4]} that the groups name; the labels are "
-        f"{', '.join(known)}; give batches of the trials that the features were chosen for"
-    )
-
-
-def find_classification(hooked: Any, batches: Sequence[Batch], task: str | None) -> Task:
-    """Return the task of that name, or the one classification that the batches have targets of."""
-    if task is not None:
-        return check_task(hooked, task)
-    given = {name for batch in batches for name in batch.targets}
-    found = [t for n, t in hooked.tasks.items() if n in given and t.kind == "classification"]
-    if len(found) != 1:
-        names = ", ".join(t.name for t in found) or "none"
+def _check_controls(controls: int) -> None:
+    if controls < 1:
         raise NeuroLensError(
-            f"an ablation study scores one classification, and the batches have targets of "
-            f"{names}; name it with task="
+            f"controls is {controls}, and features are held against at least one matched random "
+            "set; 999 is the default"
         )
-    return found[0]
 
 
 def _pair_recordings(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..base import as_batch, check_choice
+from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import match_alive
 from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .outcomes import log_odds
 from .scene import Scene, SplicedScene
-from .study import check_groups, check_sae, find_classification, find_groups_variable
 from .tables import FAIR, N_BOOTSTRAP
 from .trials import split_recordings
 

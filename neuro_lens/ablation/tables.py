@@ -18,7 +18,7 @@ from .contrasts import (
 )
 from .controls import BIAS, DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
 from .folds import Fold
-from .intervals import block_weights, bootstrap_interval, rank_p
+from .intervals import block_weights, bootstrap_interval, mean_over_folds, rank_p
 from .matching import TOLERANCE
 from .outcomes import confusions
 
@@ -57,7 +57,8 @@ def summary_table(folds: Sequence[Fold], seed: int = 0) -> pd.DataFrame:
     near zero where the features are of orientation; null for a variable without opposites),
     ``diff_low`` and ``diff_high`` (the same for the SAE's specificity minus this one's mean), for
     controls with many draws ``matched_mean``, ``matched_q95`` and ``p_rank`` (the SAE's rank among
-    them; the SAE's own row has those of the random sets), ``n_controls``, changes of recall, AUC
+    them, folds taken together as `mean_over_folds` does; the SAE's own row has those of the random
+    sets), ``n_controls``, changes of recall, AUC
     and orientation loss on and off target, ``auc_low`` and ``auc_high`` (the interval of the
     SAE's ``auc_on``), and ``beaten``: whether the interval of the difference is above zero and,
     for controls with many draws, the SAE's specificity above their 95th percentile. A constant
@@ -271,13 +272,12 @@ def _ranks(sae: float, controls: np.ndarray | None) -> dict[str, Any]:
 
 
 def _specificity(folds: Sequence[Fold], name: str, values: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the specificity of each draw, the mean over the values of each fold, then folds."""
+    """Return the specificity of draws, the mean over the values of each fold, then folds."""
     parts = []
     for fold, used in zip(folds, values, strict=True):
         on, off = fold.effects[name].on_off()
         parts.append((on - off)[:, used].mean(1))
-    shortest = min(len(part) for part in parts)
-    return np.mean([part[:shortest] for part in parts], axis=0)
+    return mean_over_folds(parts)
 
 
 def _opposite(

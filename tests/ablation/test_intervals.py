@@ -8,6 +8,7 @@ from neuro_lens.ablation.intervals import (
     block_weights,
     bootstrap_interval,
     choice_interval,
+    mean_over_folds,
     rank_p,
 )
 
@@ -142,3 +143,19 @@ def test_rank_is_never_zero():
     assert rank_p(2.0, np.arange(4.0)) == pytest.approx(3 / 5)
     assert rank_p(-1.0, np.arange(4.0)) == 1
     assert np.isnan(rank_p(1.0, np.array([])))
+
+
+@pytest.mark.parametrize("shared", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_the_rank_over_two_folds_is_not_too_high(shared, alpha):
+    """Where no set is special, p is at most alpha that often, however alike the folds are."""
+    rng = np.random.default_rng(0)
+    n, found = 4000, []
+    for _ in range(n):
+        own, apart = rng.standard_normal(), rng.standard_normal(2)
+        mine = np.mean(np.sqrt(shared) * own + np.sqrt(1 - shared) * apart)
+        found.append(rank_p(mine, mean_over_folds(rng.standard_normal((2, 199)))))
+    share, noise = np.mean(np.array(found) <= alpha), np.sqrt(alpha * (1 - alpha) / n)
+    assert share < alpha + 3 * noise
+    if shared == 1:
+        assert share > alpha - 3 * noise

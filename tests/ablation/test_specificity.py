@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +50,18 @@ def test_folds_are_averaged(fold):
     one, two = specificity_table([fold]), specificity_table([fold, fold])
     assert two["specificity"].to_numpy() == pytest.approx(one["specificity"].to_numpy())
     assert two["p_specificity"].tolist() == one["p_specificity"].tolist()
+
+
+def test_which_draws_of_two_folds_meet_does_not_matter(fold):
+    """The same features in both folds have the rank that they have in one, not a better one."""
+    one = specificity_table([fold])
+    other, effects = copy.copy(fold), fold.effects[RANDOM_SETS]
+    order = np.random.default_rng(0).permutation(len(effects.change["nats"]))
+    dealt = replace(effects, change={name: x[order] for name, x in effects.change.items()})
+    other.effects = fold.effects | {RANDOM_SETS: dealt}
+    two = specificity_table([fold, other])
+    for name in ("p_on", "p_off", "p_specificity"):
+        assert two[name].tolist() == one[name].tolist()
 
 
 def test_sets_that_do_not_match_are_no_control(fold):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -294,6 +296,20 @@ def test_missing_controls_are_named(null):
     assert "untrained decoder" in said
 
 
+def test_a_bias_that_cannot_favour_one_value_is_named(hooked, dimensions):
+    """Two values that share a class: what raises the one's answers raises the other's."""
+    halves = []
+    for split, first in (("select", 0), ("report", 8)):
+        batch = make_batch(split, seed=first, first_block=first, n_blocks=8)
+        trial = np.arange(len(batch.labels))
+        contrast = (trial + trial // len(CLASSES)) % 2
+        halves.append([dataclasses.replace(batch, labels=batch.labels.assign(contrast=contrast))])
+    found = cross(hooked, dimensions, *halves, variable="contrast", controls=9)
+    assert "constant bias" not in found.summary["dictionary"].tolist()
+    said = found.summary.set_index("dictionary").loc["sae", "words"]
+    assert "Not run: constant bias, since values of contrast share a class" in said
+
+
 def test_same_seed_same_tables(hooked, dimensions, select, report):
     tables = [
         ablation_study(hooked, dimensions, report, NULL, hook=HOOK, controls=8, seed=s)
@@ -354,6 +370,9 @@ def test_the_readouts_input_is_the_decision(hooked, dimensions, report, carriers
         ({}, {}, "groups is empty"),
         ({0.0: []}, {}, r"group of 0\.0 has no feature"),
         ({0.0: [99]}, {}, "99"),
+        ({0.0: [1, 2, 1]}, {}, r"group of 0\.0 has feature 1 twice"),
+        ({0.0: [0.7]}, {}, r"has 0\.7, and features are whole numbers"),
+        ({0.0: [1]}, {"controls": 0}, "controls is 0"),
         ({7.5: [1]}, {}, "no label has the values"),
         ({7.5: [1]}, {"variable": "direction"}, "no trial of 'm1' has direction 7.5"),
         ({0.0: [1]}, {"hook": "hook_resid_pst"}, "did you mean 'hook_resid_post'"),
