@@ -35,10 +35,11 @@ def allen(
     """
     from .recordings.allen_prepare import prepare_allen
 
+    given = (*sessions, *more_sessions)
     table = prepare_allen(
         raw,
         out,
-        sessions=[i for given in (*sessions, *more_sessions) for i in given.split(",") if i],
+        sessions=[i for part in given for i in part.split(",")] if given else None,
         select=select,
         split=split,
         say=lambda line: click.echo(line, err=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,8 +11,8 @@ import pandas as pd
 
 from neuro_lens.base import NeuroLensError, check_choice, progress
 
-from .allen_environment import download_folder, fetch_session, no_network
-from .allen_sessions import check_ids, local_files, select_sessions, session_table
+from .allen_environment import FULL, download_folder, fetch_session, no_network
+from .allen_sessions import TABLE, check_ids, select_sessions, session_files, session_table
 from .brain_observatory import read_nwb, session_facts
 from .epoch_splits import SPLITS
 from .layout import write_recording
@@ -22,7 +21,10 @@ from .validate import recording_problem
 RAW_BYTES = 276_000_000
 PROCESSED_BYTES = 45_000_000
 MARGIN = 1.1
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EMPTY = (
+    "the {} is empty, as an unset variable of a shell may be; name some, or leave the option out "
+    "to prepare every .nwb file in the folder"
+)
 
 
 def prepare_allen(
@@ -37,7 +39,8 @@ def prepare_allen(
     """Write Visual Coding sessions as ``<out>/<session id>.h5``, going on where it stopped.
 
     Sessions whose NWB file is not under ``raw`` are downloaded by torch_brain's pipeline, with
-    allensdk in an environment of its own. What cannot be used is skipped with one sentence.
+    allensdk in an environment of its own. What cannot be used is skipped with one sentence. A file
+    goes by the id in it, whatever its name, and one session is prepared once.
 
     Parameters
     ----------
@@ -52,7 +55,7 @@ def prepare_allen(
     split : {"published", "blocks"}
         See `read_nwb`.
     say : callable
-        Takes lines for the user: the disk needed, sessions skipped.
+        Takes lines for the user: the disk needed, sessions skipped, signals left out.
 
     Returns
     -------
@@ -62,24 +65,29 @@ def prepare_allen(
     Raises
     ------
     NeuroLensError
-        For an unknown id or selection, too little room on the disk, or where sessions are to be
-        downloaded and the server cannot be reached; and where no session could be used.
+        For an unknown or empty selection or list, too little room on the disk, or where sessions
+        are to be downloaded and the server cannot be reached; and where no session could be used.
     """
     raw, out = Path(raw), Path(out)
     check_choice("split", split, SPLITS)
-    local = local_files(raw)
-    ids = _chosen(raw, local, sessions, select)
+    of_session = session_files(raw)
+    local = {session: paths[0] for session, paths in of_session.items()}
+    ids = _chosen(raw, local, sessions, select, say)
+    for copy in (c for i in ids for c in of_session.get(i, [])[1:]):
+        say(f"left out {copy}: another file holds its session")
     kept = [i for i in ids if _is_there(out / f"{i}.h5", split)]
     todo = [i for i in ids if i not in kept]
     missing = [i for i in todo if i not in local]
     if missing:
         _need_network(missing, raw)
-    _need_room(todo, local, raw, out, say)
+    fetched = {*missing, *_broken_off(todo, local, raw)}
+    _need_room(todo, fetched, local, raw, out, say)
     rows = [(i, "kept", "") for i in kept]
     with progress("preparing sessions", len(todo)) as advance:
         for session in todo:
             advance(0, note=session)
-            reason = _prepared(session, local, raw, out, split)
+            path = None if session in fetched else local[session]
+            reason = _prepared(session, path, raw, out, split, say)
             if reason:
                 say(f"skipped {session}: {reason}")
             rows.append((session, "skipped" if reason else "written", reason or ""))
@@ -93,17 +101,27 @@ def prepare_allen(
 
 
 def _chosen(
-    raw: Path, local: dict[str, Path], sessions: Sequence[str] | None, select: str | None
+    raw: Path,
+    local: dict[str, Path],
+    sessions: Sequence[str] | None,
+    select: str | None,
+    say: Callable[[str], None],
 ) -> list[str]:
-    if sessions and select:
+    if sessions is not None and select is not None:
         raise NeuroLensError("both sessions and a selection are given; give one of them")
-    if select:
-        return select_sessions(session_table(raw), select)
-    if sessions:
-        ids = list(dict.fromkeys(str(session) for session in sessions))
+    if select is not None:
+        if not select.strip():
+            raise NeuroLensError(EMPTY.format("selection"))
+        return select_sessions(session_table(raw, say=say), select)
+    if sessions is not None:
+        given = (str(session).strip() for session in sessions)
+        ids = list(dict.fromkeys(i for i in given if i))
+        if not ids:
+            raise NeuroLensError(EMPTY.format("list of sessions"))
         unknown = [i for i in ids if i not in local]
         if unknown:
-            check_ids(unknown, session_table(raw))
+            _need_table(unknown, raw)
+            check_ids(unknown, session_table(raw, say=say))
         return ids
     if not local:
         raise NeuroLensError(
@@ -123,6 +141,12 @@ def _is_there(path: Path, split: str) -> bool:
         return file["session"].attrs.get("split") == split
 
 
+def _need_table(unknown: list[str], raw: Path) -> None:
+    """Raise where ids that no file has cannot be looked up."""
+    if not (raw / TABLE).is_file():
+        _need_network(unknown, raw)
+
+
 def _need_network(missing: list[str], raw: Path) -> None:
     unreachable = no_network()
     if unreachable:
@@ -133,12 +157,24 @@ def _need_network(missing: list[str], raw: Path) -> None:
         )
 
 
+def _broken_off(todo: list[str], local: dict[str, Path], raw: Path) -> list[str]:
+    """Return the sessions whose downloads broke off and can be fetched again."""
+    downloaded = [i for i in todo if i in local and local[i].parent == download_folder(raw)]
+    broken = [i for i in downloaded if not _opens(local[i])]
+    return broken if broken and no_network() is None else []
+
+
 def _need_room(
-    todo: list[str], local: dict[str, Path], raw: Path, out: Path, say: Callable[[str], None]
+    todo: list[str],
+    fetched: set[str],
+    local: dict[str, Path],
+    raw: Path,
+    out: Path,
+    say: Callable[[str], None],
 ) -> None:
     """Say how much disk the sessions take, and raise where it is not there."""
-    processed = sum(_processed_bytes(local.get(session)) for session in todo)
-    download = RAW_BYTES * sum(session not in local for session in todo)
+    processed = sum(_processed_bytes(None if i in fetched else local[i]) for i in todo)
+    download = RAW_BYTES * len(fetched)
     say(
         f"{len(todo)} sessions to prepare: {_size(processed)} in {out}"
         + (f" and about {_size(download)} to download into {raw}" if download else "")
@@ -167,25 +203,37 @@ def _processed_bytes(path: Path | None) -> int:
     return 4 * facts["n_units"] * facts["n_samples"] + 60 * facts["n_samples"] + 100_000
 
 
-def _prepared(session: str, local: dict[str, Path], raw: Path, out: Path, split: str) -> str | None:
-    """Prepare one session; return in one sentence why it cannot be, or None."""
+def _prepared(
+    session: str,
+    path: Path | None,
+    raw: Path,
+    out: Path,
+    split: str,
+    say: Callable[[str], None],
+) -> str | None:
+    """Prepare one session, fetched first without a path; return why it cannot be, or None."""
+    place = raw if path is None else out
     try:
-        path = local.get(session)
         if path is None:
-            path = fetch_session(session, raw)
-        elif path.parent == download_folder(raw) and not _opens(path) and no_network() is None:
             path = fetch_session(session, raw, again=True)
-        write_recording(read_nwb(path, split), out, session)
+            place = out
+        write_recording(read_nwb(path, split, say=say), out, session)
     except NeuroLensError as error:
+        if place is raw and shutil.disk_usage(_existing(raw)).free < RAW_BYTES:
+            raise _full(place) from None
         return str(error)
     except OSError as error:
         if _is_full(error):
-            raise NeuroLensError(
-                f"the disk of {out} is full after part of the sessions; make room and run the "
-                "same command again, which keeps what is there"
-            ) from None
+            raise _full(place) from None
         raise
     return None
+
+
+def _full(place: Path) -> NeuroLensError:
+    return NeuroLensError(
+        f"the disk of {place} is full after part of the sessions; make room and run the same "
+        "command again, which keeps what is there"
+    )
 
 
 def _opens(path: Path) -> bool:

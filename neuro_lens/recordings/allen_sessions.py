@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ COLUMNS = {
 }
 
 
-def session_table(raw: str | Path) -> pd.DataFrame:
+def session_table(raw: str | Path, *, say: Callable[[str], None] = print) -> pd.DataFrame:
     """Return the sessions that can be prepared, a row each, sorted by id.
 
     The table that allensdk downloads is kept as ``<raw>/experiments.parquet``. Where it is not
@@ -46,6 +46,8 @@ def session_table(raw: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     raw : path
+    say : callable
+        Takes a line that tells where the table comes from, unless it is ``raw``'s own.
 
     Returns
     -------
@@ -64,13 +66,17 @@ def session_table(raw: str | Path) -> pd.DataFrame:
         return read_table(raw / TABLE)
     unreachable = no_network()
     if unreachable is None:
+        say(
+            f"fetching the table of sessions with allensdk into {raw}; the first time, an "
+            "environment is made for it, which takes minutes"
+        )
         table = _downloaded(raw)
         with atomic_write(raw / TABLE) as part:
             table.to_parquet(part, index=False)
         return table
-    local = local_files(raw)
+    say(f"{unreachable}, so the sessions known are the .nwb files in {raw}")
     rows = []
-    for path in track(list(local.values()), "reading sessions' heads"):
+    for path in local_files(raw).values():
         try:
             rows.append(session_facts(path))
         except NeuroLensError:
@@ -85,9 +91,29 @@ def session_table(raw: str | Path) -> pd.DataFrame:
 
 
 def local_files(raw: str | Path) -> dict[str, Path]:
-    """Return the NWB files in ``raw`` and where torch_brain's pipeline puts them, by session id."""
-    folders = (download_folder(Path(raw)), Path(raw))
-    return {p.stem: p for folder in folders for p in sorted(folder.glob("[!.]*.nwb"))}
+    """Return the NWB files in ``raw`` and where torch_brain's pipeline puts them, by session id.
+
+    The id is the one that the file holds, whatever its name; of a file that cannot be read, its
+    name. Of several files of a session, the one named after it is taken.
+    """
+    return {session: paths[0] for session, paths in session_files(raw).items()}
+
+
+def session_files(raw: str | Path) -> dict[str, list[Path]]:
+    """Return all files of each session, the one that `local_files` takes first."""
+    paths = [p for folder in (Path(raw), download_folder(Path(raw))) for p in _nwb_files(folder)]
+    found: dict[str, list[Path]] = {}
+    for path in track(paths, "reading sessions' heads"):
+        try:
+            session = str(session_facts(path)["id"])
+        except NeuroLensError:
+            session = path.stem
+        found.setdefault(session, []).append(path)
+    return {s: sorted(files, key=lambda p: p.stem != s) for s, files in found.items()}
+
+
+def _nwb_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.nwb"))
 
 
 def select_sessions(table: pd.DataFrame, selection: str) -> list[str]:
@@ -116,7 +142,7 @@ def select_sessions(table: pd.DataFrame, selection: str) -> list[str]:
                 "cre_line=Cux2-CreERT2 and area=VISp"
             )
         check_choice("column", column, table.columns)
-        there = table[column].map(str)
+        there = table[column].convert_dtypes().map(str)  # 104, also where an age is missing
         wanted = [value.strip() for value in values.split(",")]
         for value in wanted:
             check_choice(column, value, sorted(there.unique()))
@@ -149,4 +175,5 @@ def _downloaded(raw: Path) -> pd.DataFrame:
     table = pd.DataFrame({ours: [row.get(key) for row in rows] for ours, key in COLUMNS.items()})
     for column in ("id", "experiment_container_id"):
         table[column] = table[column].map(str)
+    table["age"] = table["age"].convert_dtypes()  # whole days, also where one is missing
     return table.sort_values("id", ignore_index=True)

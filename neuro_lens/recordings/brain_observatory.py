@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,9 @@ NEEDED = (
 )
 
 
-def read_nwb(path: str | Path, split: str = "published") -> Data:
+def read_nwb(
+    path: str | Path, split: str = "published", *, say: Callable[[str], None] = print
+) -> Data:
     """Read a session's NWB file into the layout that torch_brain's Allen pipeline writes.
 
     The fields and values are those of ``AllenVisualCodingOphys2016``. Beside them stand
@@ -62,6 +64,9 @@ def read_nwb(path: str | Path, split: str = "published") -> Data:
     split : {"published", "blocks"}
         How ``train_domain``, ``valid_domain`` and ``test_domain`` are made: by time within each
         epoch (`published_split`), or gratings and movies by repeat block (`block_split`).
+    say : callable
+        Takes a line for each signal or stimulus of the file that is left out, as it is empty or
+        its lengths do not fit one another.
 
     Returns
     -------
@@ -76,7 +81,7 @@ def read_nwb(path: str | Path, split: str = "published") -> Data:
     """
     check_choice("split", split, SPLITS)
     with _opened(path) as file:
-        return _read(file, split)
+        return _read(file, split, lambda line: say(f"{path}: {line}"))
 
 
 def session_facts(path: str | Path) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def _broken(path: str | Path, error: Exception) -> NeuroLensError:
     )
 
 
-def _read(file: Any, split: str) -> Data:
+def _read(file: Any, split: str, say: Callable[[str], None]) -> Data:
     tb = torch_brain_module("data")
     about = _about(file)
     check_choice("session type", about["session_type"], SHOWN)
@@ -149,6 +154,8 @@ def _read(file: Any, split: str) -> Data:
         return np.append(times, times[-1] + period)[number]
 
     tables = stimulus_tables(file)
+    for name in (n for n, table in tables.items() if table.empty):
+        say(f"{name} has no presentations and is left out")
     epochs = stimulus_epochs(tables, about["session_type"], seconds)
     stimuli = stimulus_intervals(tables, about["session_type"], seconds)
     parts = (published_split if split == "published" else block_split)(epochs, stimuli)
@@ -156,7 +163,7 @@ def _read(file: Any, split: str) -> Data:
         **_descriptions(about, split),
         calcium_traces=traces,
         rois=_rois(file),
-        **_behaviour(file),
+        **_behaviour(file, say),
         **stimuli,
         domain=traces.domain,
         **{f"{name}_domain": epoch for name, epoch in epochs.items()},
@@ -265,28 +272,38 @@ def _rois(file: Any) -> Any:
     )
 
 
-def _behaviour(file: Any) -> dict[str, IrregularTimeSeries]:
-    """Return running speed (cm/s) and, where it was recorded, the pupil; missing samples drop."""
-    tb = torch_brain_module("data")
-    run = file[f"{PIPELINE}/BehavioralTimeSeries/running_speed"]
-    speed = run["data"][()].reshape(len(run["timestamps"]), -1)[:, 0]
-    there = ~np.isnan(speed)
-    found = {
-        "running": tb.IrregularTimeSeries(
-            timestamps=run["timestamps"][()][there],
-            running_speed=speed[there].astype(np.float32)[:, None],
-            domain="auto",
-        )
-    }
+def _behaviour(file: Any, say: Callable[[str], None]) -> dict[str, IrregularTimeSeries]:
+    """Return running speed (cm/s) and the pupil where they were recorded; missing samples drop."""
     module = file[PIPELINE]
+    run = module["BehavioralTimeSeries/running_speed"]
+    speed = run["data"][()].astype(np.float32)
+    speed = speed[:, None] if speed.ndim == 1 else speed[:, :1]
+    found = {"running": _series(say, "running", run, running_speed=speed)}
     if "EyeTracking/pupil_location_spherical" in module and "PupilTracking/pupil_size" in module:
         eye = module["EyeTracking/pupil_location_spherical"]
-        place, size = eye["data"][()], module["PupilTracking/pupil_size/data"][()]
-        there = ~(np.isnan(place).any(1) | np.isnan(size))
-        found["pupil"] = tb.IrregularTimeSeries(
-            timestamps=eye["timestamps"][()][there],
-            location=place[there].astype(np.float32),
-            size=size[there].astype(np.float32),
-            domain="auto",
-        )
-    return found
+        place = eye["data"][()].astype(np.float32)
+        size = module["PupilTracking/pupil_size/data"][()].astype(np.float32)
+        found["pupil"] = _series(say, "pupil", eye, location=place, size=size)
+    return {name: series for name, series in found.items() if series is not None}
+
+
+def _series(
+    say: Callable[[str], None], name: str, group: Any, **values: np.ndarray
+) -> IrregularTimeSeries | None:
+    """Return a signal's whole samples; None, having said why, where there are none."""
+    times = group["timestamps"][()]
+    lengths = {"times": len(times), **{key: len(value) for key, value in values.items()}}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{n} {key}" for key, n in lengths.items())
+        say(f"{name} has {said}, where one number was expected, and is left out")
+        return None
+    missing = [np.isnan(value).reshape(len(value), -1).any(1) for value in values.values()]
+    there = ~np.any(missing, axis=0)
+    if not there.any():
+        say(f"none of {len(there)} samples of {name} is a number, and it is left out")
+        return None
+    return torch_brain_module("data").IrregularTimeSeries(
+        timestamps=times[there],
+        **{key: value[there] for key, value in values.items()},
+        domain="auto",
+    )

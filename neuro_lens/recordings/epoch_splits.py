@@ -76,9 +76,11 @@ def block_split(
             continue
         shown = stimuli[name]
         of_row = split_of_block(shown.block)
+        start = np.asarray(shown.start)
+        end = np.minimum(shown.end, np.append(start[1:], np.inf))  # frames that overlap the next
         for part in parts:
             chosen = of_row == part
-            rows = tb.Interval(start=shown.start[chosen], end=shown.end[chosen])
+            rows = tb.Interval(start=start[chosen], end=end[chosen])
             parts[part] = parts[part] | rows
     return parts
 

@@ -51,7 +51,8 @@ def stimulus_tables(file: Any) -> dict[str, pd.DataFrame]:
     -------
     dict of str to DataFrame
         ``start`` and ``end`` (acquisition frames) beside the stimulus's own columns: a grating's
-        features, ``frame``, and for movies ``repeat``. ``spontaneous`` has none.
+        features, ``frame``, and for movies ``repeat``. ``spontaneous`` has none. A stimulus that
+        the file names and never shows has no rows.
     """
     group = file[PRESENTATION]
     return {name.removesuffix("_stimulus"): _table(name, group[name]) for name in sorted(group)}
@@ -62,8 +63,8 @@ def stimulus_intervals(
 ) -> dict[str, Interval]:
     """Return the presentations of a session's stimuli as Intervals with class numbers.
 
-    Blank gratings are dropped. ``block`` counts how often the direction, orientation or image was
-    shown before (movies: the repeat).
+    Blank gratings are dropped, and stimuli without presentations left out. ``block`` counts how
+    often the direction, orientation or image was shown before (movies: the repeat).
 
     Parameters
     ----------
@@ -78,15 +79,16 @@ def stimulus_intervals(
     for name in SHOWN[session_type]:
         if name == "locally_sparse_noise":
             sizes = [n for n in PIXEL_SIZE if n in tables]
-            table = pd.concat([tables[n].assign(pixel_size=PIXEL_SIZE[n]) for n in sizes])
-            table = table.sort_values("start", kind="stable")
-        elif name in tables:
-            table = _PREPARED.get(name, _movie)(tables[name])
         else:
+            sizes = [name] if name in tables else []
+        if not sizes:
             raise NeuroLensError(f"a {session_type} shows {name}, which is not in the file")
-        start, end = seconds(table["start"]), seconds(table["end"])
-        fields = {c: table[c].to_numpy() for c in table if c not in ("start", "end")}
-        found[name] = timed_interval(start, end, **fields)
+        there = {size: tables[size] for size in sizes if len(tables[size])}
+        if there:
+            table = _shown(name, there)
+            start, end = seconds(table["start"]), seconds(table["end"])
+            fields = {c: table[c].to_numpy() for c in table if c not in ("start", "end")}
+            found[name] = timed_interval(start, end, **fields)
     return found
 
 
@@ -111,6 +113,8 @@ def stimulus_epochs(
     tb = torch_brain_module("data")
     epochs = {}
     for name, table in sorted(tables.items()):
+        if table.empty:
+            continue
         start, end = table["start"].to_numpy(), table["end"].to_numpy()
         cut = np.flatnonzero(start[1:] - end[:-1] > LONGEST_PAUSE[session_type]) + 1
         if len(cut) >= MOST_EPOCHS:
@@ -127,6 +131,13 @@ def stimulus_epochs(
 def _table(name: str, group: Any) -> pd.DataFrame:
     data, frames = group["data"][()], group["frame_duration"][()].astype(np.int64)
     name = name.removesuffix("_stimulus")
+    if len(data) != len(frames):
+        raise NeuroLensError(
+            f"{name} has {len(data)} values beside {len(frames)} pairs of frames, where as many "
+            "were expected; leave the session out"
+        )
+    if len(frames) == 0:
+        return pd.DataFrame({"start": [], "end": []}, dtype=np.int64)
     if name == "spontaneous":
         table = pd.DataFrame({"start": frames[data == 1, 0], "end": frames[data == -1, 0]})
     else:
@@ -145,6 +156,14 @@ def _table(name: str, group: Any) -> pd.DataFrame:
             )
         table["repeat"] = np.arange(len(table)) // n_frames
     return table
+
+
+def _shown(name: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return a stimulus's presentations with class numbers; noise may be of several sizes."""
+    if name != "locally_sparse_noise":
+        return _PREPARED.get(name, _movie)(tables[name])
+    rows = pd.concat([t.assign(pixel_size=PIXEL_SIZE[size]) for size, t in tables.items()])
+    return rows.sort_values("start", kind="stable")
 
 
 def _movie(table: pd.DataFrame) -> pd.DataFrame:

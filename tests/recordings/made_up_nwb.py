@@ -81,6 +81,18 @@ def session_b(rng, trials=40, movie=60, repeats=2):
     return show
 
 
+def session_c(rng, frames=80, movie=60):
+    """Locally sparse noise of one size, twice, each time before a movie."""
+    show = Stimuli()
+    for which in ("one", "two"):
+        show.show("locally_sparse_noise", np.arange(frames), 7, grey=1)
+        show.rest()
+        show.show(f"natural_movie_{which}", np.arange(movie), 1)
+        show.rest()
+    show.spontaneous(300)
+    return show
+
+
 def session_c2(rng, frames=80, movie=60):
     """Locally sparse noise of two sizes, two movies."""
     show = Stimuli()
@@ -96,6 +108,7 @@ def session_c2(rng, frames=80, movie=60):
 SESSIONS = {
     "three_session_A": session_a,
     "three_session_B": session_b,
+    "three_session_C": session_c,
     "three_session_C2": session_c2,
 }
 

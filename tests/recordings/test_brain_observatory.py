@@ -23,19 +23,20 @@ SESSIONS = {
     "three_session_A": 501574836,
     "three_session_B": 501729039,
     "three_session_C2": 501886692,
+    "three_session_C": 502254330,
 }
 TYPES = pytest.mark.parametrize("session_type", SESSIONS)
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, made_up_nwb):
-    """A session of each type, the last without eye tracking."""
+    """A session of each type, the third without eye tracking."""
     root = tmp_path_factory.mktemp("raw")
     folder = download_folder(root)
     folder.mkdir(parents=True)
     for seed, (kind, number) in enumerate(SESSIONS.items()):
         path = folder / f"{number}.nwb"
-        made_up_nwb.write_nwb(path, number, session_type=kind, seed=seed, eye=seed < 2)
+        made_up_nwb.write_nwb(path, number, session_type=kind, seed=seed, eye=seed != 2)
     return root
 
 
@@ -283,3 +284,93 @@ def test_a_file_that_lacks_something_says_what(raw, tmp_path, place):
     name = re.escape(place.removesuffix("_stimulus").removeprefix("stimulus/presentation/"))
     with pytest.raises(NeuroLensError, match=rf"x\.nwb cannot be used: .*(lacks|shows) '?{name}"):
         read_nwb(path)
+
+
+def without_rows(*places):
+    def change(file):
+        for place in places:
+            none = file[place][()][:0]
+            del file[place]
+            file[place] = none
+
+    return change
+
+
+def filled_with_nan(place):
+    return lambda file: file[place].__setitem__(slice(None), np.nan)
+
+
+def one_shorter(place):
+    def change(file):
+        rest = file[place][()][:-1]
+        del file[place]
+        file[place] = rest
+
+    return change
+
+
+PIPELINE = "processing/brain_observatory_pipeline/"
+SPEED = f"{PIPELINE}BehavioralTimeSeries/running_speed/data"
+PUPIL = f"{PIPELINE}PupilTracking/pupil_size/data"
+SHOWN = "stimulus/presentation/{}_stimulus/{}"
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "says"),
+    [
+        (filled_with_nan(PUPIL), {"pupil"}, r"none of \d+ samples of pupil is a number"),
+        (filled_with_nan(SPEED), {"running"}, r"none of \d+ samples of running is a number"),
+        (without_rows(SPEED), {"running"}, r"running has \d+ times, 0 running_speed"),
+        (one_shorter(PUPIL), {"pupil"}, r"pupil has (\d+) times, \1 location, \d+ size"),
+        *(
+            (
+                without_rows(*(SHOWN.format(name, key) for key in ("data", "frame_duration"))),
+                {name, f"{name}_domain"} if name != "spontaneous" else {f"{name}_domain"},
+                f"{name} has no presentations",
+            )
+            for name in ("spontaneous", "natural_movie_one", "natural_scenes")
+        ),
+    ],
+)
+def test_what_is_empty_in_a_file_is_left_out_alone_and_said(raw, tmp_path, change, lost, says):
+    path, said = tmp_path / "x.nwb", []
+    path.write_bytes(path_of(raw, "three_session_B").read_bytes())
+    whole = read_nwb(path, say=said.append)
+    assert said == []
+    with h5py.File(path, "a") as file:
+        change(file)
+    data = read_nwb(path, say=said.append)
+    assert len(said) == 1
+    assert re.search(rf"x\.nwb: {says}.* left out", said[0])
+    assert set(whole.keys()) - set(data.keys()) == lost
+    write_recording(data, tmp_path, "x")
+    left = contents(tmp_path / "x.h5")
+    write_recording(whole, tmp_path, "whole")
+    for (name, key), value in contents(tmp_path / "whole.h5").items():
+        apart = name.split("/")[0] in {*lost, "train_domain", "valid_domain", "test_domain"}
+        assert apart or np.array_equal(left[name, key], value)
+
+
+def test_values_that_do_not_fit_their_frames_are_refused(raw, tmp_path):
+    path = tmp_path / "x.nwb"
+    path.write_bytes(path_of(raw, "three_session_A").read_bytes())
+    with h5py.File(path, "a") as file:
+        one_shorter(SHOWN.format("drifting_gratings", "data"))(file)
+    with pytest.raises(NeuroLensError, match=r"drifting_gratings has 71 values beside 72 pairs"):
+        read_nwb(path)
+
+
+def test_movie_frames_that_overlap_by_one_are_split_by_block_as_if_they_touched(raw, tmp_path):
+    path = tmp_path / "x.nwb"
+    path.write_bytes(path_of(raw, "three_session_A").read_bytes())
+    touching = read_nwb(path, split="blocks")
+    with h5py.File(path, "a") as file:
+        frames = file[SHOWN.format("natural_movie_one", "frame_duration")]
+        frames[:-1, 1] = frames[:-1, 1] + 1
+    overlapping = read_nwb(path, split="blocks")
+    assert (overlapping.natural_movie_one.end[:-1] > touching.natural_movie_one.end[:-1]).all()
+    for part in ("train_domain", "valid_domain", "test_domain"):
+        for time in ("start", "end"):
+            ours, theirs = (getattr(getattr(d, part), time) for d in (overlapping, touching))
+            np.testing.assert_array_equal(ours, theirs)
+    assert write_recording(overlapping, tmp_path, "x") == "x"

@@ -1,5 +1,6 @@
 """`neuro-lens data prepare allen` on made-up NWB files, without network."""
 
+import errno
 import resource
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from click.testing import CliRunner
 from neuro_lens.base import NeuroLensError
 from neuro_lens.cli import main
 from neuro_lens.recordings import load_recordings
-from neuro_lens.recordings.allen_environment import no_network
+from neuro_lens.recordings.allen_environment import _run, fetch_session, no_network
 from neuro_lens.recordings.allen_prepare import prepare_allen
-from neuro_lens.recordings.allen_sessions import select_sessions, session_table
+from neuro_lens.recordings.allen_sessions import check_ids, select_sessions, session_table
 from neuro_lens.recordings.brain_observatory import read_nwb
 
 LINES = {"1": "Cux2-CreERT2", "2": "Rorb-IRES2-Cre", "3": "Cux2-CreERT2"}
@@ -81,12 +82,13 @@ def test_the_size_told_is_the_size_written(raw, tmp_path):
 
 
 def test_sessions_are_chosen_by_id_or_by_what_they_are(raw, tmp_path, offline):
-    done = prepare("--raw", raw, "--out", tmp_path / "a", "--sessions", "1,3")
+    done = prepare("--raw", raw, "--out", tmp_path / "a", "--sessions", " 1, 3")
     assert [p.stem for p in sorted((tmp_path / "a").iterdir())] == ["1", "3"]
     done = prepare(
         "--raw", raw, "--out", tmp_path / "b", "--select", "cre_line=Cux2-CreERT2 and area=VISp"
     )
     assert done.exit_code == 0
+    assert "so the sessions known are the .nwb files in" in done.stderr
     assert [p.stem for p in (tmp_path / "b").iterdir()] == ["1"]
 
 
@@ -111,6 +113,35 @@ def test_the_cached_table_goes_before_the_files(raw):
     (raw / "experiments.parquet").write_bytes(b"PAR1")
     with pytest.raises(NeuroLensError, match=r"experiments\.parquet is not a readable"):
         session_table(raw)
+
+
+def test_a_missing_age_leaves_the_others_whole_numbers(raw):
+    table = session_table(raw).assign(age=[104, None, 90])
+    assert select_sessions(table, "age=104") == ["1"]
+    assert select_sessions(table, "depth=175 and age=90,104") == ["1", "3"]
+    check_ids(["1"], table)
+    with pytest.raises(NeuroLensError, match="unknown session '4'; 3 sessions are known"):
+        check_ids(["4"], table)
+
+
+def test_a_file_goes_by_its_session_whatever_its_name_and_only_once(raw, tmp_path, offline):
+    (raw / "1.nwb").rename(raw / "first.nwb")
+    (raw / "a_copy.nwb").write_bytes((raw / "2.nwb").read_bytes())
+    (raw / "4.nwb").write_bytes(b"no NWB")
+    done = prepare("--raw", raw, "--out", tmp_path / "all")
+    assert "skipped 4: " in done.stderr
+    assert f"left out {raw / 'a_copy.nwb'}: another file holds its session" in done.stderr
+    assert load_recordings(tmp_path / "all").recording_ids == ["1", "2", "3"]
+    done = prepare("--raw", raw, "--out", tmp_path / "some", "--select", "area=VISp")
+    assert [p.stem for p in sorted((tmp_path / "some").iterdir())] == ["1", "2"]
+
+
+def test_signals_left_out_are_named_and_their_session_is_written(raw, tmp_path):
+    with h5py.File(raw / "1.nwb", "a") as file:
+        file["processing/brain_observatory_pipeline/PupilTracking/pupil_size/data"][:] = np.nan
+    done = prepare("--raw", raw, "--out", tmp_path / "out", "--sessions", "1")
+    assert "1.nwb: none of" in done.stderr
+    assert "1 written" in done.stderr
 
 
 def test_bad_sessions_are_skipped_and_the_others_go_on(raw, tmp_path, made_up_nwb):
@@ -150,8 +181,12 @@ def test_a_stimulus_outside_the_traces_is_skipped_and_the_others_go_on(raw, tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--sessions", "4"], "unknown session '4'; 3 sessions are known"),
+        (["--sessions", "1,4"], "1 of the sessions (4) are not in"),
+        (["--sessions", "501729039"], "api.brain-map.org cannot be reached"),
         (["--sessions", "1", "--select", "area=VISp"], "give one of them"),
+        (["--sessions", ""], "the list of sessions is empty"),
+        (["--sessions", " , "], "the list of sessions is empty"),
+        (["--select", ""], "the selection is empty"),
         (["--split", "block"], "unknown split 'block'; did you mean 'blocks'"),
         (["--select", "area=VIS"], "unknown area 'VIS'"),
     ],
@@ -202,3 +237,34 @@ def test_a_disk_that_fills_up_ends_in_one_sentence_and_keeps_what_is_whole(raw, 
     assert "is full after part of the sessions" in done.stderr
     assert [p.name for p in out.iterdir()] == ["1.h5"]
     assert "1 kept, 2 written" in prepare("--raw", raw, "--out", out).stderr
+
+
+def test_sessions_that_the_pipeline_does_not_download_are_told_at_once(tmp_path):
+    with pytest.raises(NeuroLensError, match=r"session 999 is none of the 1334 .* put its \.nwb"):
+        fetch_session("999", tmp_path)
+
+
+def run_python(code):
+    _run([sys.executable, "-c", code], "the download of session 1", quiet=False)
+
+
+def test_a_command_that_fails_ends_with_its_own_reason(capfd):
+    said = "import sys; print('Starting'); sys.stderr.write({!r}); print({!r}); sys.exit(1)"
+    wrapper = "Error: Command failed with return code 1"
+    with pytest.raises(
+        NeuroLensError, match=r"session 1 failed \(KeyError: '9'\);"
+    ):
+        run_python(said.format("Traceback:\nKeyError: '9'\n", wrapper))
+    assert capfd.readouterr().err.splitlines()[:3] == ["Starting", "Traceback:", "KeyError: '9'"]
+    full = "OSError: [Errno 28] No space left on device"
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        run_python(said.format(f"{full}\nFileNotFoundError: x\n", wrapper))
+    assert raised.value.errno == errno.ENOSPC
+    run_python(f"print({full!r})")  # and goes on
+
+
+def test_a_download_that_is_begun_again_for_ever_is_ended(capfd):
+    endless = "import time\nwhile True: print('Truncated file, re-downloading'); time.sleep(0.01)"
+    with pytest.raises(NeuroLensError, match="incomplete 3 times"):
+        run_python(endless)
+    assert capfd.readouterr().err.count("re-downloading") == 3
