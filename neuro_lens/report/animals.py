@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -49,7 +49,7 @@ def animals_section(results: Results) -> Section:
         section.blocks.append(_controls_grid(summary))
     confounds = results.get("between_confounds")
     if confounds is not None:
-        section.blocks.append(_confounds_grid(confounds))
+        section.blocks.append(confounds_grid(confounds))
     section.blocks += [Paragraph(text) for text in limits(results)]
     return section
 
@@ -198,8 +198,14 @@ def _range(over: pd.Series, write: Callable[[float], str]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _confounds_grid(table: pd.DataFrame) -> Grid:
-    """Return what else is known of the animals, and how it goes with their groups."""
+def confounds_grid(table: pd.DataFrame) -> Grid:
+    """Return what else is known of the animals, and how it goes with their groups.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``between_confounds`` or ``unseen_confounds`` table.
+    """
     rows = [
         [
             str(r.variable),
@@ -215,8 +221,23 @@ def _confounds_grid(table: pd.DataFrame) -> Grid:
         rows,
         "What else is known of the animals. Association: share of its variance between animals "
         "that the groups explain; p over the same splits. Where it tells the groups apart by "
-        "itself, an effect of the variable cannot be separated from it in these animals.",
+        "itself, an effect of the variable cannot be separated from it in these animals. What is "
+        "the same in all of them is not shown.",
         text_columns=2,
+    )
+
+
+def separating(table: pd.DataFrame, variable: str) -> list[str]:
+    """Return in words the covariates whose values alone tell a variable's groups apart."""
+    found = table[(table["variable"] == variable) & table["separates"].astype(bool)]
+    return [str(name).replace("_", " ") for name in found["covariate"].unique()]
+
+
+def told_apart(variable: str, names: Sequence[str]) -> str:
+    """Return in words that other things than a variable tell its groups apart."""
+    return (
+        f"The groups are also told apart by {listing(names)}, from which an effect of {variable} "
+        "cannot be separated in these animals."
     )
 
 
@@ -234,12 +255,8 @@ def limits(results: Results) -> list[str]:
                 f"{p_value(row.p_floor)}: {row.variable} cannot reach p < {alpha:g} here, "
                 "whatever the features do."
             )
-        apart = _confounds(results, row.variable)
-        if apart:
-            words.append(
-                f"The groups are also told apart by {listing(apart)}, from which an effect of "
-                f"{row.variable} cannot be separated in these animals."
-            )
+        if apart := _confounds(results, row.variable):
+            words.append(told_apart(row.variable, apart))
     if is_sur_v1(results):
         words.append(DATE)
     return words
@@ -249,6 +266,5 @@ def _confounds(results: Results, variable: str) -> list[str]:
     table = results.get("between_confounds")
     if table is None:
         return []
-    found = table[(table["variable"] == variable) & table["separates"].astype(bool)]
-    names = [str(name).replace("_", " ") for name in found["covariate"].unique()]
+    names = separating(table, variable)
     return [name for name in names if not (is_sur_v1(results) and name == "imaging date")]

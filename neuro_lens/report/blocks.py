@@ -67,6 +67,7 @@ COLUMNS = {
     "reproducibility": "hook seed_a seed_b given feature_a correlation baseline p_floor "
     "reproducible status",
     "unseen": "variable n_animals n_core accuracy chance p p_floor words",
+    "unseen_confounds": "variable covariate association separates",
     "multitask": "recording_id task metric value chance condition variable draw n_features hook "
     "seed match_error",
     "left_out": "table recording_id hook why",
@@ -103,13 +104,17 @@ class Picture:
 
 @dataclass
 class Grid:
-    """A table: headers, rows of text, its caption, and the rows shown in grey."""
+    """A table: headers, rows of text, its caption, and the rows shown in grey.
+
+    The cells of ``prose`` are sentences, which run over several lines.
+    """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     muted: set[int] = field(default_factory=set)
     text_columns: int = 1
+    prose: bool = False
 
     def cells(self) -> list[list[str]]:
         """Return the rows; where several text columns start a row, a repeated first is left out."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..ablation.words import listing
+from .animals import confounds_grid, separating, told_apart
 from .blocks import Grid, Paragraph, Picture
 from .style import (
     BLUE,
@@ -214,13 +215,17 @@ def reproducibility_words(table: pd.DataFrame) -> str:
     )
 
 
-def unseen_blocks(table: pd.DataFrame) -> list[Grid | Paragraph]:
-    """Return the prediction of animals that the core never saw.
+def unseen_blocks(
+    table: pd.DataFrame, confounds: pd.DataFrame | None = None
+) -> list[Grid | Paragraph]:
+    """Return the prediction of animals that the core never saw, and what else tells them apart.
 
     Parameters
     ----------
     table : DataFrame
         The ``unseen`` table.
+    confounds : DataFrame, optional
+        The ``unseen_confounds`` table.
     """
     told = table[table["accuracy"].notna()]
     rows = [
@@ -244,7 +249,12 @@ def unseen_blocks(table: pd.DataFrame) -> list[Grid | Paragraph]:
         "others' mean features (nearest mean; p over all splits of these animals).",
     )
     refused = table.loc[table["accuracy"].isna(), "words"].unique()
-    return [*([grid] if rows else []), *(Paragraph(f"Not predicted: {why}.") for why in refused)]
+    blocks = [*([grid] if rows else []), *(Paragraph(f"Not predicted: {why}.") for why in refused)]
+    if confounds is None:
+        return blocks
+    apart = {name: separating(confounds, name) for name in told["variable"].unique()}
+    said = [Paragraph(told_apart(name, others)) for name, others in apart.items() if others]
+    return [*blocks, confounds_grid(confounds), *said]
 
 
 def _by_animal(table: pd.DataFrame, alpha: float) -> pd.DataFrame:

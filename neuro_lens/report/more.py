@@ -193,7 +193,7 @@ def _reproducibility(results: Results) -> Blocks:
 
 def _unseen(results: Results) -> Blocks:
     table = results.get("unseen")
-    return [] if table is None else [*unseen_blocks(table)]
+    return [] if table is None else [*unseen_blocks(table, results.get("unseen_confounds"))]
 
 
 def _left_out(results: Results) -> list[Paragraph]:

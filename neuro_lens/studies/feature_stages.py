@@ -127,6 +127,7 @@ def tuning(
                 answer_table([codes, *unit_codes.values()], answers, seed, options)
             ]
             tables["covariates"] = [covariate_table(codes, variables, seed, options)]
+            tables["left_out"].append(left_out_of_covariates(codes))
             if known := [v for v in between if v in codes.trials]:
                 animals = animal_covariates(model, held_out, units, variables[0])
                 found = between_tables(codes, known, animals, alpha, seed)
@@ -221,11 +222,13 @@ def covariate_table(
     """Return how features go with running and pupil, also with the first variable held fixed.
 
     Recording by recording, and over all recordings together ("all"): there are too few circular
-    shifts of a single recording for a feature to pass the correction.
+    shifts of a single recording for a feature to pass the correction. Trials without a value are
+    left out of a signal's test.
     """
     from ..tuning import covariates
 
-    names = [c for c in COVARIATES if c in codes.trials and codes.trials[c].notna().all()]
+    recordings = codes.trials.groupby("recording_id")
+    names = [c for c in COVARIATES if c in codes.trials and recordings[c].nunique().max() > 1]
     if not names:
         return pd.DataFrame()
     together = [None] if codes.trials["recording_id"].nunique() > 1 else []
@@ -235,6 +238,21 @@ def covariate_table(
         for by in (*together, options["by"])
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def left_out_of_covariates(codes: Any) -> pd.DataFrame:
+    """Return a row of ``left_out`` for each recording that lacks a signal which others have."""
+    rows = []
+    for name in COVARIATES:
+        if name not in codes.trials:
+            continue
+        for rid, values in codes.trials.groupby("recording_id", sort=False)[name]:
+            if values.nunique() > 1:
+                continue
+            how = "does not vary" if values.notna().any() else "is not known"
+            why = f"{name} {how} in its {len(values)} trials, so no feature is tested for it"
+            rows.append(left_out("covariates", str(rid), codes.hook, why))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def animal_covariates(

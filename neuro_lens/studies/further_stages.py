@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..base import NeuroLensError, read_json, read_table, write_table
-from .feature_stages import recorded_units
+from .feature_stages import animal_covariates, recorded_units, unit_tuning
 from .made import Made
 from .stages import (
     ASKED,
@@ -34,7 +34,7 @@ SHUFFLES = 199
 RESAMPLES = 200
 UNSEEN = (
     "variable", "hook", "n_animals", "n_core", "accuracy", "chance", "p", "p_floor", "n_splits",
-    "reachable", "words", "held_out", "seed",
+    "reachable", "confounds", "words", "held_out", "seed",
 )  # fmt: skip
 FOLDS = 4
 
@@ -237,14 +237,15 @@ def unseen(
 
     Another decoder and dictionary are trained without the recordings ``held_out``; these then get
     embeddings, with all else frozen. Writes the table ``unseen``, a row a variable; where there are
-    too few animals it says so in ``words``.
+    too few animals it says so in ``words``. What else is known of the animals, and how it goes with
+    their groups, is the table ``unseen_confounds``.
     """
     from ..activations import harvest
     from ..decoders import add_recordings, train_decoder
     from ..hooks import hook_model
     from ..recordings import load_recordings
     from ..saes import train_sae
-    from ..tuning import predict_between, trial_codes
+    from ..tuning import trial_codes
 
     place, ids = folder.parent / recordings, list(held_out)
     asked = read_json(place / ASKED)
@@ -264,12 +265,63 @@ def unseen(
     )
     tested = trial_windows(place, new, model, window=tuple(window), split=list(HELD_OUT))
     codes = trial_codes(hook_model(model), sae, tested, allow_other_decoder=True)
-    rows = []
-    for variable in between:
-        try:
-            row = predict_between(codes, None, variable, alpha=alpha, seed=seed)
-        except NeuroLensError as error:
-            row = pd.DataFrame([{"variable": variable, "hook": hook, "words": str(error)}])
-        rows.append(row.assign(n_core=len(core.recording_ids), held_out=", ".join(ids), seed=seed))
-    table = pd.concat(rows, ignore_index=True)
+    tables = predictions(codes, between, held_out_animals(model, tested, seed), alpha, seed)
+    asked_for = {"n_core": len(core.recording_ids), "held_out": ", ".join(ids), "seed": seed}
+    table = tables["unseen"].assign(hook=hook, **asked_for)
     write_table(table.reindex(columns=UNSEEN), folder, "unseen")
+    if len(tables["unseen_confounds"]):
+        write_table(tables["unseen_confounds"].assign(seed=seed), folder, "unseen_confounds")
+
+
+def held_out_animals(decoder: Any, batches: Any, seed: int) -> pd.DataFrame | None:
+    """Return what else could tell animals apart: `animal_covariates` of what is decoded first.
+
+    Only ``n_units`` where the labels lack what is decoded or it varies in no recording, and None
+    where they name no animals.
+    """
+    from ..decoders import decode_trials
+
+    labels, units = batches.labels, recorded_units(batches)
+    if "subject_id" not in labels:
+        return None
+    variable = str(decode_trials(decoder, batches)["variable"].iloc[0])
+    if variable in labels and (labels.groupby("recording_id")[variable].nunique() > 1).any():
+        options: dict[str, Any] = {"by": "recording_id", "n_permutations": 1}
+        tuned, _ = unit_tuning(units, [variable], seed, options)
+        return animal_covariates(decoder, batches, tuned, variable)
+    n_units = pd.DataFrame({"n_units": {rid: codes.codes.shape[1] for rid, codes in units.items()}})
+    return n_units.groupby(labels.groupby("recording_id")["subject_id"].first()).mean()
+
+
+def predictions(
+    codes: Any, variables: Sequence[str], animals: pd.DataFrame | None, alpha: float, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Return the tables ``unseen`` and ``unseen_confounds`` of variables of the animals.
+
+    Parameters
+    ----------
+    codes : TrialCodes
+        Of animals that the decoder was not trained on.
+    variables : sequence of str
+    animals : DataFrame or None
+        Covariates, a row an animal.
+    alpha, seed
+        As in `neuro_lens.tuning.predict_between`.
+    """
+    from ..tuning import predict_between
+    from ..tuning.between import group_covariates
+
+    rows, confounds = [], [pd.DataFrame()]
+    for variable in variables:
+        options: dict[str, Any] = {"covariates": animals, "seed": seed}
+        try:
+            rows.append(predict_between(codes, None, variable, alpha=alpha, **options))
+        except NeuroLensError as error:
+            rows.append(pd.DataFrame([{"variable": variable, "words": str(error)}]))
+            continue
+        found = group_covariates(codes, None, variable, **options)
+        confounds.append(found.assign(variable=variable, hook=codes.hook))
+    return {
+        "unseen": pd.concat(rows, ignore_index=True),
+        "unseen_confounds": pd.concat(confounds, ignore_index=True),
+    }

@@ -72,7 +72,9 @@ TABLES: dict[str, str | tuple[str, ...]] = {
     ),
     "reproducibility": "reproducibility",
     "unseen": "unseen",
+    "unseen_confounds": "unseen",
     "multitask": "multitask",
+    "claims": (),  # of no cell: the report writes it from the other tables
 }
 REMOVED = {"variable", "n_features", "recordings", "controls", "negative"}
 TRAINING = ("steps", "batch_size", "lr", "weight_decay", "unit_dropout", "noise", "mixup")

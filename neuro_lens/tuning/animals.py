@@ -114,7 +114,8 @@ def covariate_table(
 
     The association is the share of its variance that the groups explain (over indicators for
     words: Goodman and Kruskal's tau), p the share of splits that reach it. Words that name each
-    animal apart and covariates that are the same in all are left out.
+    animal apart and covariates that are the same in all are left out. What differs between the
+    recordings of an animal is its mean over them; words are all that it has, joined.
 
     Raises
     ------
@@ -154,21 +155,46 @@ def covariate_table(
 
 def _by_animal(trials: pd.DataFrame, label: pd.Series, unit: str) -> pd.DataFrame:
     """Return what the trials say of each animal: constants, means of what varies, their number."""
-    grouped = trials[trials[unit].isin(label.index)].groupby(unit, sort=True)
+    trials = trials[trials[unit].isin(label.index)]
+    grouped = trials.groupby(unit, sort=True)
     table = pd.DataFrame({"n_trials": grouped.size()})
     for name in trials:
-        if name in (*NOT_VARIABLES, *PERIODS, label.name):
+        if name in (*NOT_VARIABLES, *PERIODS, label.name, unit):
             continue
         if (grouped[name].nunique() <= 1).all():
             table[name] = grouped[name].first()
+        elif _of_recordings(trials, name):
+            table[name] = _over_recordings(trials, name, unit)
         elif pd.api.types.is_float_dtype(trials[name]):
             table[name] = grouped[name].mean().round(6)
     return table
 
 
+def _of_recordings(trials: pd.DataFrame, name: str) -> bool:
+    """Return whether a column says something of whole recordings, such as their depth."""
+    if "recording_id" not in trials:
+        return False
+    return bool((trials.groupby("recording_id")[name].nunique() <= 1).all())
+
+
+def _over_recordings(trials: pd.DataFrame, name: str, unit: str) -> pd.Series:
+    """Return each animal's mean over its recordings, of dates too; words sorted and joined."""
+    by = trials.groupby([unit, "recording_id"], sort=True)[name].first().dropna()
+    if _is_date(by):
+        days = pd.to_datetime(by, errors="coerce", format="ISO8601", utc=True)
+        return days.groupby(level=unit).mean().dt.strftime("%Y-%m-%d")
+    if pd.api.types.is_numeric_dtype(by) and not pd.api.types.is_bool_dtype(by):
+        return by.groupby(level=unit).mean().astype(float).round(6)
+    return by.groupby(level=unit).agg(lambda values: ", ".join(sorted(set(map(str, values)))))
+
+
+def _is_date(column: pd.Series) -> bool:
+    return "date" in str(column.name) and not pd.api.types.is_numeric_dtype(column)
+
+
 def _numbers(column: pd.Series) -> pd.Series:
     """Return a column of dates as days, others as they are."""
-    if "date" in str(column.name) and not pd.api.types.is_numeric_dtype(column):
+    if _is_date(column):
         dates = pd.to_datetime(column, errors="coerce", format="ISO8601")
         return (dates - dates.min()).dt.total_seconds() / 86400
     return column

@@ -126,6 +126,7 @@ def predict_between(
     variable: str,
     unit: str = "subject_id",
     *,
+    covariates: pd.DataFrame | None = None,
     alpha: float = 0.05,
     seed: int = 0,
     allow_fit: bool = False,
@@ -139,14 +140,15 @@ def predict_between(
 
     Parameters
     ----------
-    codes, trials, variable, unit, alpha, seed, allow_fit
+    codes, trials, variable, unit, covariates, alpha, seed, allow_fit
         As in `global_test`.
 
     Returns
     -------
     DataFrame, one row
         ``variable``, ``hook``, ``n_animals``, ``accuracy`` (mean over groups), ``chance``, ``p``,
-        ``p_floor``, ``n_splits``, ``reachable``, ``words``.
+        ``p_floor``, ``n_splits``, ``reachable``, ``confounds`` (covariates whose values alone tell
+        the groups apart, see `group_covariates`) and ``words``.
 
     Raises
     ------
@@ -171,6 +173,9 @@ def predict_between(
         f"{variable} of {len(group)} animals, each left out in turn: {accuracy[0]:.2f} right "
         f"(chance {chance:.2f}), p {'≤' if p <= floor else '='} {p:.2g} over {len(splits)} splits"
     )
+    table = covariate_table(data.trials, label, unit, covariates, splits, group)
+    confounds = table.loc[table["separates"], "covariate"].tolist()
+    words += f".{_apart(variable, confounds)}" if confounds else ""
     row = {
         "variable": variable,
         "hook": data.hook,
@@ -181,9 +186,44 @@ def predict_between(
         "p_floor": floor,
         "n_splits": len(splits),
         "reachable": floor <= alpha,
+        "confounds": ", ".join(confounds),
         "words": words,
     }
     return pd.DataFrame([row])
+
+
+def group_covariates(
+    codes: np.ndarray | TrialCodes,
+    trials: pd.DataFrame | None,
+    variable: str,
+    unit: str = "subject_id",
+    *,
+    covariates: pd.DataFrame | None = None,
+    seed: int = 0,
+    allow_fit: bool = False,
+) -> pd.DataFrame:
+    """Return what else is known of the animals, and how it goes with their groups.
+
+    Parameters
+    ----------
+    codes, trials, variable, unit, covariates, seed, allow_fit
+        As in `global_test`.
+
+    Returns
+    -------
+    DataFrame
+        The ``covariates`` of `GlobalTest`.
+
+    Raises
+    ------
+    NeuroLensError
+        When the variable varies within an animal or is the same in all, or ``covariates`` lack one.
+    """
+    data = as_data(codes, trials, allow_fit=allow_fit)
+    _, label = animal_means(data, variable, unit)
+    group = pd.factorize(label, sort=True)[0]
+    splits, _ = splits_of(group, seed)
+    return covariate_table(data.trials, label, unit, covariates, splits, group)
 
 
 def _split_effects(
@@ -262,8 +302,12 @@ def _words(summary: dict, confounds: list[str], alpha: float) -> str:
             f"significance at {alpha:g} is out of reach, whatever the features do."
         )
     if confounds:
-        words += (
-            f" The groups are also told apart by {', '.join(confounds)}, from which an effect of "
-            f"{summary['variable']} cannot be separated in these animals."
-        )
+        words += _apart(summary["variable"], confounds)
     return words.strip()
+
+
+def _apart(variable: str, confounds: list[str]) -> str:
+    return (
+        f" The groups are also told apart by {', '.join(confounds)}, from which an effect of "
+        f"{variable} cannot be separated in these animals."
+    )

@@ -168,6 +168,24 @@ def test_animals_that_were_not_seen_are_predicted_or_refused_in_words(tables):
     assert refused.text.startswith("Not predicted: the groups of 'cre_line' have 1, 5 animals")
 
 
+def test_what_else_tells_unseen_animals_apart_is_said_in_the_words_of_the_other_test(tables):
+    rows = [
+        {"variable": "genotype", "covariate": "n_units", "association": 0.9, "p": 0.1},
+        {"variable": "genotype", "covariate": "depth", "association": 0.2, "p": 0.6},
+    ]
+    confounds = pd.DataFrame(rows).assign(separates=[True, False])
+    _, _, grid, apart = unseen_blocks(tables["unseen"], confounds)
+    assert [row[1:] for row in grid.rows] == [
+        ["n units", "0.90", "0.10", "yes"],
+        ["depth", "0.20", "0.60", "no"],
+    ]
+    assert apart.text == (
+        "The groups are also told apart by n units, from which an effect of genotype cannot be "
+        "separated in these animals."
+    )
+    assert len(unseen_blocks(tables["unseen"], confounds.assign(separates=False))) == 3
+
+
 @pytest.mark.parametrize(
     ("plot", "name"),
     [

@@ -13,6 +13,7 @@ from neuro_lens.tuning import (
     predict_between,
     tune,
 )
+from neuro_lens.tuning.between import group_covariates
 from neuro_lens.tuning.splits import splits_of
 
 
@@ -147,6 +148,70 @@ def test_a_category_that_goes_with_the_groups_is_found():
     assert table["covariate"].tolist() == ["indicator"]
     assert table["association"][0] == pytest.approx(1)
     assert table["separates"][0]
+
+
+def with_two_containers(trials, depths, areas):
+    """Give each animal a recording of a depth and an area, the first animal a second of its own."""
+    trials = trials.assign(
+        depth=trials["subject_id"].map(depths), area=trials["subject_id"].map(areas)
+    )
+    second = trials["recording_id"].eq("r0") & (trials.groupby("subject_id").cumcount() >= 4)
+    of_second = {"recording_id": "r0b", "depth": 375, "area": "VISl", "imaging_date": "2016-03-06"}
+    trials["imaging_date"] = "2016-03-" + (trials["subject_id"].str[1:].astype(int) + 2).astype(
+        str
+    ).str.zfill(2)
+    for name, value in of_second.items():
+        trials.loc[second, name] = value
+    return trials
+
+
+def test_an_animal_with_two_containers_keeps_area_depth_and_date():
+    x, trials = animals("aaaabbbb")
+    depths = {f"m{i}": 275 if i < 4 else 175 for i in range(8)}
+    areas = {f"m{i}": "VISp" if i < 4 else "VISam" for i in range(8)}
+    trials = with_two_containers(trials, depths, areas)
+    trials["image"] = np.arange(len(trials)) % 4
+    trials["sound"] = np.where(np.arange(len(trials)) % 3, "high", "low")
+    found = global_test(x, trials, "genotype")
+    table = found.covariates.set_index("covariate")
+    assert set(table.index) == {"area", "depth", "imaging_date"}
+    assert table.loc["depth", "by_animal"].startswith("m0: 325.0, m1: 275.0")
+    assert table.loc["area", "by_animal"].startswith("m0: VISl, VISp, m1: VISp")
+    assert table.loc["imaging_date", "by_animal"].startswith("m0: 2016-03-04, m1: 2016-03-03")
+    assert table["separates"].all()
+    assert set(found.summary["confounds"][0].split(", ")) == {"area", "depth", "imaging_date"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_does_not_go_with_the_groups_does_not_separate_them(seed):
+    x, trials = animals("aaaabbbb", seed=seed)
+    depths = {f"m{i}": 175 + 100 * (i % 2) for i in range(8)}
+    areas = {f"m{i}": "VISp" if i % 2 else "VISam" for i in range(8)}
+    table = global_test(x, with_two_containers(trials, depths, areas), "genotype").covariates
+    assert not table.set_index("covariate").loc[["area", "depth"], "separates"].any()
+
+
+def test_the_prediction_says_what_else_tells_the_groups_apart():
+    x, trials = animals("aaaabbbb", effect=3.0)
+    depths = {f"m{i}": 275 if i < 4 else 175 for i in range(8)}
+    trials = with_two_containers(trials, depths, {f"m{i}": "VISp" for i in range(8)})
+    trials = trials.drop(columns="imaging_date").assign(indicator="GCaMP6f")
+    cells = {f"m{i}": 100 + i for i in range(8)}
+    units = pd.DataFrame({"n_units": pd.Series(cells)})
+    said = predict_between(x, trials, "genotype", covariates=units).iloc[0]
+    other = global_test(x, trials, "genotype", covariates=units)
+    apart = (
+        "The groups are also told apart by depth, n_units, from which an effect of genotype cannot "
+        "be separated in these animals."
+    )
+    assert said["confounds"] == "depth, n_units"
+    assert said["words"].endswith(f" splits. {apart}")
+    assert other.summary["words"][0].endswith(apart)
+    table = group_covariates(x, trials, "genotype", covariates=units)
+    pd.testing.assert_frame_equal(table, other.covariates)
+    apart_by_none = predict_between(x, trials.drop(columns="depth"), "genotype").iloc[0]
+    assert apart_by_none["confounds"] == ""
+    assert apart_by_none["words"].endswith("splits")
 
 
 def test_animals_never_seen_are_classified_where_the_line_shows_and_only_there():
