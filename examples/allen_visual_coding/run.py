@@ -23,9 +23,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import yaml
-from claims import claims_table
 
 from neuro_lens import run_study
+from neuro_lens.base import NeuroLensError, read_table
 from neuro_lens.recordings.allen_prepare import prepare_allen
 
 HERE = Path(__file__).parent
@@ -135,11 +135,15 @@ def main() -> None:
     prepared = time.time()
     study = study_of(sessions, made_up=given.raw is None)
     report = run_study(study, given.out / f"study{setting}", workers=given.workers)
-    for row in claims_table(report.parent).itertuples():
-        print(f"{row.claim}: {row.measured}\n")
+    for row in read_table(report.with_name("claims.parquet")).itertuples():
+        said = "" if row.tested == "yes" else "not tested: "
+        print(f"{row.claim} ({row.paper})\n  {said}{row.measured}\n")
     print(f"prepared in {prepared - start:.0f} s, studied in {time.time() - prepared:.0f} s")
     print(report)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NeuroLensError as error:
+        sys.exit(f"run.py: {error}")

@@ -93,6 +93,11 @@ def removal_table(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
+def comparable(rows: pd.DataFrame) -> bool:
+    """Return whether rows of a `removal_table` have random sets enough that remove as much."""
+    return bool(rows["n_random"].max() >= FEWEST and not rows["match_error"].max() > MATCHED)
+
+
 def removal_words(rows: pd.DataFrame, variable: str, hook: str) -> str:
     """Return in words which tasks lose more without a variable's features than without others."""
     start = f"Without {plural(int(rows['n_features'].max()), 'feature')} of {variable} at {hook}"
@@ -100,7 +105,7 @@ def removal_words(rows: pd.DataFrame, variable: str, hook: str) -> str:
     if sets != sets:
         return f"{start}: no features are left to draw sets as large from, so nothing is compared."
     sets = int(sets)
-    if sets < FEWEST or error > MATCHED:
+    if not comparable(rows):
         return (
             f"{start}: nothing comparable is left to remove in their place, as the others give "
             f"{plural(sets, 'distinct random set')}, up to {100 * error:.0f} % off in mass or "

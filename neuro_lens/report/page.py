@@ -7,11 +7,12 @@ from typing import Any
 
 import jinja2
 
-from ..base import atomic_write
+from ..base import atomic_write, write_table
 from .animals import animals_section
 from .answers import answers
 from .asked import asked_section
 from .blocks import Grid, Paragraph, Picture, Results
+from .claims import claims_section, claims_table
 from .confounds import before_section, covariates_section
 from .decoding import decoding_section
 from .dictionary import dictionary_section
@@ -25,6 +26,8 @@ from .style import plural
 
 def write_report(results: str | Path) -> Path:
     """Write ``report.html`` into a results folder from the tables that it holds.
+
+    Of a study of all published tasks also the table ``claims``.
 
     Parameters
     ----------
@@ -43,7 +46,9 @@ def write_report(results: str | Path) -> Path:
         When there is no such folder, it holds no table, or a table lacks columns.
     """
     read = Results(results)
+    claims = claims_table(read)
     sections = [
+        claims_section(claims),
         decoding_section(read),
         many_tasks_section(read),
         dictionary_section(read),
@@ -68,6 +73,8 @@ def write_report(results: str | Path) -> Path:
         is_grid=lambda block: isinstance(block, Grid),
         css=(Path(__file__).parent / "report.css").read_text("utf-8"),
     )
+    if claims is not None:
+        write_table(claims, read.folder, "claims")
     path = read.folder / "report.html"
     with atomic_write(path) as part:
         part.write_text(html, "utf-8")

@@ -1,12 +1,12 @@
 """The study files of examples/allen_visual_coding and their published sizes."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 
 from neuro_lens.decoders.published import SHAPES
@@ -43,10 +43,8 @@ def module(name):
     return found
 
 
-def test_made_up_sessions_are_the_same_whichever_were_there(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_made_up_sessions_are_the_same_whichever_were_there(tmp_path):
     run = module("run")
-    monkeypatch.delitem(sys.modules, "claims")
     run.make_sessions(tmp_path, same_decay=False)
     path = tmp_path / "700000005.nwb"
     before = session_facts(path), read_nwb(path).calcium_traces.df_over_f
@@ -57,12 +55,8 @@ def test_made_up_sessions_are_the_same_whichever_were_there(tmp_path, monkeypatc
     assert {p.suffix for p in tmp_path.iterdir()} == {".nwb"}
 
 
-def test_half_of_the_made_up_cells_are_tuned_to_direction_and_half_to_orientation(
-    tmp_path, monkeypatch
-):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_half_of_the_made_up_cells_are_tuned_to_direction_and_half_to_orientation(tmp_path):
     run = module("run")
-    monkeypatch.delitem(sys.modules, "claims")
     run.make_sessions(tmp_path, same_decay=False)
     data = read_nwb(tmp_path / "700000000.nwb")
     times, traces = data.calcium_traces.timestamps, data.calcium_traces.df_over_f
@@ -81,64 +75,8 @@ def test_half_of_the_made_up_cells_are_tuned_to_direction_and_half_to_orientatio
     assert np.median(share[::2]) < 0.3
 
 
-def test_the_ablation_row_is_of_one_seed_and_recording(tmp_path):
-    row = {"hook": "blocks.0.x", "recording_id": "7", "on_target": 0.5, "off_target": 0.1,
-           "specificity": 0.4, "low": 0.2, "high": 0.6}  # fmt: skip
-    rows = [
-        {**row, "dictionary": "SAE", "seed": 0, "beaten": None},
-        {**row, "dictionary": "random", "seed": 0, "beaten": False},
-        {**row, "dictionary": "SAE", "seed": 1, "beaten": None},
-        {**row, "dictionary": "random", "seed": 1, "beaten": True},
-    ]
-    pd.DataFrame(rows).to_parquet(tmp_path / "ablation_summary.parquet")
-    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
-    said = table["Ablating a variable's features impairs that variable"]
-    assert "recording 7, seed 0" in said
-    assert "beats no control" in said
-
-
-def test_what_a_study_does_not_measure_is_said(tmp_path):
-    hook = {"hook": "blocks.0.x"}
-    pd.DataFrame(
-        [{**hook, "variable": "cre_line", "control": "none", "words": "A.", "p_floor": 0.1}]
-    ).to_parquet(tmp_path / "between_summary.parquet")
-    pd.DataFrame([{**hook, "covariate": "running", "status": "tested", "significant": True}]
-    ).to_parquet(tmp_path / "covariates.parquet")  # fmt: skip
-    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
-    assert "trained on" in table["Features respond selectively to the Cre line"]
-    assert table["Features go with running"].startswith("1 of 1")
-    for claim in (
-        "go with the pupil",
-        "respond selectively to the area",
-        "respond selectively to the depth",
-        "respond selectively to the session type",
-    ):
-        assert table[f"Features {claim}"].startswith("not measured")
-    assert table["Ablating the Cre line's features impairs it"].startswith("not measured")
-    assert table["The decoder decodes all published tasks"].startswith("not measured")
-
-
-def test_a_claim_without_its_table_is_said_to_be_not_measured(tmp_path):
-    claims = module("claims")
-    rows = [
-        {"window": "stimulus", "variable": "direction", "decoder": decoder, "accuracy": accuracy,
-         "chance": 0.125, "chance_high": 0.3}
-        for decoder, accuracy in (("transformer", 0.5), ("transformer", 0.2), ("linear", 0.4))
-    ]  # fmt: skip
-    pd.DataFrame(rows).to_parquet(tmp_path / "decoding.parquet")
-    table = claims.claims_table(tmp_path).set_index("claim")["measured"]
-    assert table["The decoder decodes held-out trials"] == (
-        "direction 0.35 (linear 0.40, chance 0.12), above chance in 1 of 2 recordings"
-    )
-    assert table["The SAE keeps decoding performance"] == (
-        "not measured: sae_eval.parquet is missing"
-    )
-
-
-def test_shuffled_labels_stay_in_their_blocks_and_are_shuffled_once(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_shuffled_labels_stay_in_their_blocks_and_are_shuffled_once(tmp_path):
     run = module("run")
-    monkeypatch.delitem(sys.modules, "claims")
     path = tmp_path / "7.h5"
     block = np.repeat(np.arange(5), 8)
     with h5py.File(path, "w") as file:
@@ -158,26 +96,11 @@ def test_shuffled_labels_stay_in_their_blocks_and_are_shuffled_once(tmp_path, mo
         np.testing.assert_array_equal(file["drifting_gratings/orientation"][:], once)
 
 
-def test_claims_about_all_tasks_and_unseen_animals_are_those_of_the_tables(tmp_path):
-    row = {"recording_id": "a", "task": "running_speed", "metric": "r2", "chance": 0.0}
-    row |= {"hook": "blocks.0.x", "seed": 0, "variable": "", "draw": -1, "n_features": 0}
-    row["match_error"] = 0.02
-    mine = {**row, "variable": "cre_line", "n_features": 6}
-    pd.DataFrame([
-        {**row, "condition": "bare", "value": 0.5}, {**row, "condition": "SAE", "value": 0.4},
-        {**mine, "condition": "without features", "value": 0.1},
-        *({**mine, "condition": "without random features", "draw": i, "value": 0.3}
-          for i in range(5)),
-    ]).to_parquet(tmp_path / "multitask.parquet")  # fmt: skip
-    unseen = {"variable": "cre_line", "accuracy": 0.78, "chance": 1 / 3, "n_animals": 9,
-              "p": 0.01, "p_floor": 0.0006, "words": ""}  # fmt: skip
-    pd.DataFrame([unseen]).to_parquet(tmp_path / "unseen.parquet")
-    table = module("claims").claims_table(tmp_path).set_index("claim")["measured"]
-    assert table["The decoder decodes all published tasks"] == (
-        "running speed 0.500 (r2, chance 0.000, 1 recordings)"
-    )
-    said = table["Ablating the Cre line's features impairs it"]
-    assert "running speed (−0.30), of 1 task" in said
-    told = table["The Cre line is told in animals that the core never saw"]
-    assert told.startswith("0.78 of 9 animals' lines predicted (chance 0.33), p 0.01")
-    assert told.endswith("smallest possible is 0.0006")
+def test_a_folder_without_sessions_is_one_sentence(tmp_path):
+    asked = ["--raw", str(tmp_path / "nope"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(FOLDER / "run.py"), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("run.py: ")
+    assert "nope" in said
