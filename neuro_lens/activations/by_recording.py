@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -41,13 +42,15 @@ def harvest_recordings(
     workers: int = 1,
     executor: Literal["local", "ray", "slurm"] = "local",
     options: Mapping[str, Any] | None = None,
+    streamed: bool = False,
     **windows: Any,
 ) -> Any:
     """Harvest a stored decoder's activations over a folder of recordings, a cell a recording.
 
     Each worker process loads the decoder once, onto its GPU where it has one. Called again, it
     goes on where it stopped. The store is, byte for byte, the one of a harvest over the
-    recordings one after another.
+    recordings one after another. In memory is one recording's windows at a time in each worker, or
+    one batch where windows are streamed.
 
     Parameters
     ----------
@@ -59,13 +62,18 @@ def harvest_recordings(
     out : path
         Folder for the store; of several hooks, each goes to a folder of its name in it.
     recording_ids : sequence of str, optional
-        By default all recordings of the folder.
+        By default all recordings of the folder that hold the trials; a warning says how many do
+        not.
     batch_size : int
         Windows a batch.
     workers, executor, options
         As for `neuro_lens.base.run_cells`.
+    streamed : bool
+        True takes windows that follow one another, of `neuro_lens.decoders.stream_windows`, in
+        place of one a trial.
     **windows
-        ``split``, ``window``, ``trials`` and ``normalise`` of `neuro_lens.recordings.batches`.
+        ``split``, ``window``, ``trials`` and ``normalise`` of `neuro_lens.recordings.batches`; or
+        of streamed windows ``split``, ``length``, ``step``, ``within`` and ``normalise``.
 
     Returns
     -------
@@ -82,8 +90,10 @@ def harvest_recordings(
     for name in folders.values():
         refuse_foreign(name, MANIFEST, "activation store")
     files = _files(folder, recording_ids)
+    if recording_ids is None:
+        files = _with_trials(files, _trials(streamed, windows))
     parts = out.parent / f".{out.name}.recordings"
-    given: dict[str, Any] = {"batch_size": batch_size, "windows": windows}
+    given: dict[str, Any] = {"batch_size": batch_size, "streamed": streamed, "windows": windows}
     digest = read_json(decoder / CARD)["hash"]
     if folders and all((name / MANIFEST).is_file() for name in folders.values()):
         stores = _mended(str(decoder), digest, files, out, hooks, **given)
@@ -110,6 +120,7 @@ def harvest_recording(
     stamp: str,
     hooks: list[str],
     batch_size: int,
+    streamed: bool,
     windows: dict[str, Any],
 ) -> None:
     """Harvest one recording into ``folder / "stores"``: the cell of `harvest_recordings`.
@@ -117,8 +128,8 @@ def harvest_recording(
     ``stamp`` only gives the cell its name: another file is another cell.
     """
     hooked = _resident(decoder, decoder_hash)
-    given = _batches(hooked, Path(recording), batch_size, windows)
-    described = [decoder_hash, recording, stamp, hooks, batch_size, windows]
+    given = _batches(hooked, Path(recording), batch_size, streamed, windows)
+    described = [decoder_hash, recording, stamp, hooks, batch_size, streamed, windows]
     unfinished = folder.parent / f"unfinished-{hash_json(described)}"
     harvest(hooked, given, hooks, out=unfinished)
     os.replace(unfinished, folder / STORES)
@@ -137,6 +148,36 @@ def _files(folder: Path, recording_ids: Sequence[str] | None) -> list[Path]:
     return [there[name] for name in names]
 
 
+def _trials(streamed: bool, windows: dict[str, Any]) -> str | None:
+    """Return the Interval around whose presentations windows lie, None where they lie anywhere."""
+    return windows.get("within") if streamed else windows.get("trials", "drifting_gratings")
+
+
+def _with_trials(files: list[Path], trials: str | None) -> list[Path]:
+    """Return the files that hold presentations, with a warning where some do not; else all."""
+    holding = {file for file in files if trials is None or _holds(file, trials)}
+    without = [file.stem for file in files if file not in holding]
+    if not holding or not without:
+        return files
+    warnings.warn(
+        f"{len(without)} of {len(files)} recordings have no {trials} and are not harvested: "
+        f"{', '.join(without[:3])}{', …' if len(without) > 3 else ''}",
+        stacklevel=3,
+    )
+    return [file for file in files if file in holding]
+
+
+def _holds(file: Path, trials: str) -> bool:
+    """Tell whether a recording has presentations; True for a file that cannot be read."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as opened:
+            return trials in opened and len(opened[trials]["start"]) > 0
+    except (OSError, KeyError, RuntimeError):  # h5py's, on damaged files: the harvest says what
+        return True
+
+
 def _mended(
     decoder: str,
     decoder_hash: str,
@@ -144,18 +185,30 @@ def _mended(
     out: Path,
     hooks: str | Iterable[str],
     batch_size: int,
+    streamed: bool,
     windows: dict[str, Any],
 ) -> Any:
     """Return complete stores, whose damaged shards are harvested again alone."""
     hooked = _resident(decoder, decoder_hash)
-    given = (b for file in files for b in _batches(hooked, file, batch_size, windows))
+    given = (b for file in files for b in _batches(hooked, file, batch_size, streamed, windows))
     with one_thread():
         return harvest(hooked, given, hooks, out=out)
 
 
-def _batches(hooked: Any, file: Path, batch_size: int, windows: dict[str, Any]) -> Any:
+def _batches(
+    hooked: Any, file: Path, batch_size: int, streamed: bool, windows: dict[str, Any]
+) -> Any:
+    from ..decoders import stream_windows
     from ..recordings import batches, load_recordings
 
+    if streamed:
+        return stream_windows(
+            file.parent,
+            hooked.decoder,
+            recording_ids=[file.stem],
+            batch_size=batch_size,
+            **windows,
+        )
     dataset = load_recordings(file.parent, [file.stem])
     return batches(dataset, hooked.decoder.tokenize, batch_size=batch_size, **windows)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch_brain.datasets import Dataset
 
 UNIT_IDS = ("rois/id", "units/id")
+KEPT_OPEN = 64
 SPLIT_DOMAINS = {"fit": "train_domain", "select": "valid_domain", "report": "test_domain"}
 
 
@@ -22,6 +23,9 @@ def load_recordings(
     folder: str | Path, recording_ids: Sequence[str] | None = None, *, check: bool = True
 ) -> Dataset:
     """Load recordings as a torch_brain Dataset once all of them have been checked.
+
+    The files of up to 64 recordings stay open; of more, each is opened when it is asked for, as
+    systems limit how many a process may have open.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ def load_recordings(
         check_choice("recording", name, there, hint=f"{folder} holds {len(there)} recordings")
     if check:
         _check_all(folder, ids)
-    return datasets.Dataset(folder, recording_ids=ids)
+    return datasets.Dataset(folder, recording_ids=ids, keep_files_open=len(ids) <= KEPT_OPEN)
 
 
 def check_recording(path: str | Path) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from neuro_lens.activations import harvest, harvest_recordings, join_stores
 from neuro_lens.base import NeuroLensError, one_thread
-from neuro_lens.decoders import load_decoder, save_decoder
+from neuro_lens.decoders import load_decoder, save_decoder, stream_windows
 from neuro_lens.hooks import hook_model
 from neuro_lens.recordings import batches, load_recordings
 from neuro_lens.recordings.layout import write_recording
@@ -90,6 +90,41 @@ def test_a_harvest_over_recordings_goes_on_and_mends(stored, tmp_path):
     assert contents(out) == contents(tmp_path / "whole" / hook)
     with pytest.raises(NeuroLensError, match=r"give the same batches|another out="):
         harvest_recordings(decoder, recordings, hook, out, split="report", batch_size=10)
+
+
+def test_recordings_without_the_trials_are_named_and_left_out(stored, tmp_path):
+    decoder, recordings = stored
+    one_after_another(stored, tmp_path / "whole")
+    data = load_recordings(recordings).get_recording("a")
+    data.materialize()
+    data.session.id, data.natural_movie_one = "movies", data.drifting_gratings
+    del data.drifting_gratings
+    write_recording(data, recordings, "movies")
+    given = (decoder, recordings, HOOKS[0], tmp_path / "acts")
+    with pytest.raises(NeuroLensError, match="'movies' has no trials in 'drifting_gratings'"):
+        harvest_recordings(*given, split="fit", recording_ids=["a", "movies"])
+    with pytest.warns(UserWarning, match="1 of 3 recordings have no drifting_gratings.*: movies$"):
+        harvest_recordings(*given, split="fit", batch_size=10)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole" / HOOKS[0])
+    with pytest.raises(NeuroLensError, match="has no trials in 'gratings'"):
+        harvest_recordings(*given[:3], tmp_path / "none", trials="gratings")
+
+
+def test_streamed_windows_are_harvested_a_cell_a_recording(stored, tmp_path):
+    decoder, recordings = stored
+    hooked = hook_model(load_decoder(decoder))
+    how = {"split": "fit", "step": 1.5, "batch_size": 10}
+    ids = ("a", "b")
+    given = [stream_windows(recordings, hooked.decoder, recording_ids=[i], **how) for i in ids]
+    with one_thread():
+        harvest(hooked, chain(*given), HOOKS[0], out=tmp_path / "whole")
+    where = (decoder, recordings, HOOKS[0], tmp_path / "acts")
+    store = harvest_recordings(*where, streamed=True, **how)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+    assert store.manifest["windows"] == sum(len(batches.windows) for batches in given) > 100
+    (tmp_path / "acts" / "acts-00001.safetensors").unlink()
+    harvest_recordings(*where, streamed=True, **how)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
 
 
 def test_stores_of_different_origin_or_of_one_recording_do_not_join(hooked, batches, tmp_path):

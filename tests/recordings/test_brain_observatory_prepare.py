@@ -251,9 +251,7 @@ def run_python(code):
 def test_a_command_that_fails_ends_with_its_own_reason(capfd):
     said = "import sys; print('Starting'); sys.stderr.write({!r}); print({!r}); sys.exit(1)"
     wrapper = "Error: Command failed with return code 1"
-    with pytest.raises(
-        NeuroLensError, match=r"session 1 failed \(KeyError: '9'\);"
-    ):
+    with pytest.raises(NeuroLensError, match=r"session 1 failed \(KeyError: '9'\);"):
         run_python(said.format("Traceback:\nKeyError: '9'\n", wrapper))
     assert capfd.readouterr().err.splitlines()[:3] == ["Starting", "Traceback:", "KeyError: '9'"]
     full = "OSError: [Errno 28] No space left on device"

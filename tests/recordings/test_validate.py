@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import h5py
@@ -189,3 +190,21 @@ def test_torch_brains_own_allen_class_reads_the_files_and_samples_them(good):
         sample = dataset[index]
         assert len(sample.calcium_traces.df_over_f) == 16
         assert list(sample.drifting_gratings.split) == ["fit"]
+
+
+def test_many_recordings_are_not_all_held_open(good, tmp_path):
+    folder, names = tmp_path / "many", [f"{i:03d}" for i in range(80)]
+    folder.mkdir()
+    for name in names:
+        os.link(good / "sim00.h5", folder / f"{name}.h5")
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = load_recordings(folder, check=False)
+    whole = load_recordings(good).get_recording("sim00")
+    for name in names:
+        recording = dataset.get_recording(name)
+        np.testing.assert_array_equal(recording.domain.end, whole.domain.end)
+    part = dataset.get_recording(names[0]).slice(1.0, 2.0)
+    np.testing.assert_array_equal(
+        part.calcium_traces.df_over_f, whole.slice(1.0, 2.0).calcium_traces.df_over_f
+    )
+    assert len(os.listdir("/proc/self/fd")) < before + 20
