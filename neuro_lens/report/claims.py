@@ -10,6 +10,7 @@ import pandas as pd
 from ..ablation.controls import SAE
 from ..ablation.words import listing
 from .blocks import Grid, Results, Section
+from .decoding import decoding_summary
 from .many_tasks import comparable, kept_table, removal_table, removal_words, task_in_words
 from .removal import ablated_hooks, chosen
 from .style import number, p_value, plural
@@ -181,19 +182,16 @@ def _decoding(results: Results) -> Measured:
     table = results.get("decoding")
     if table is None:
         return _missing("decoding")
-    parts = []
-    for variable, rows in table[table["window"] == "stimulus"].groupby("variable", sort=False):
+    summary, parts = decoding_summary(table, "stimulus"), []
+    for variable, rows in summary.groupby("variable", sort=False):
         by = rows.groupby("decoder")[["accuracy", "chance"]].mean()
-        ours = rows[rows["decoder"] == "transformer"]
-        each = ours.groupby("recording_id")[["accuracy", "chance_high"]].mean()
-        above = int((each["accuracy"] > each["chance_high"]).sum())
-        linear = number(by["accuracy"].get("linear"))
+        beats = rows.loc[rows["decoder"] == "transformer", "beats_chance"]
         parts.append(
-            f"{variable} {number(by.loc['transformer', 'accuracy'])} (linear decoder {linear}, "
-            f"chance {number(by.loc['transformer', 'chance'])}), above chance in {above} of "
-            f"{plural(len(each), 'recording')}"
+            f"{variable} {number(by['accuracy'].get('transformer'))} (linear decoder "
+            f"{number(by['accuracy'].get('linear'))}, chance {number(by['chance'].iloc[0], 3)}), "
+            f"above chance in {int(beats.sum())} of {plural(len(beats), 'recording')}"
         )
-    return Measured(bool(parts), "; ".join(parts))
+    return Measured(bool(parts), f"{'; '.join(parts)}.")
 
 
 def _all_tasks(results: Results) -> Measured:
@@ -205,7 +203,7 @@ def _all_tasks(results: Results) -> Measured:
         f"{number(row.chance, 3)}, {plural(int(row.n_recordings), 'recording')})"
         for row in kept_table(table).drop_duplicates("task").itertuples()
     ]
-    return Measured(bool(told), "; ".join(told))
+    return Measured(bool(told), f"{'; '.join(told)}.")
 
 
 def _tuned(results: Results, variable: str) -> Measured:
@@ -231,7 +229,9 @@ def _between(results: Results, variable: str) -> Measured:
     if table is not None:
         rows = _evidence(results, table)
         rows = rows[(rows["control"] == "none") & (rows["variable"] == variable)]
-        said = [f"{r.words} The smallest p possible is {p_value(r.p_floor)}." for r in rows.itertuples()]
+        said = [
+            f"{r.words} The smallest p possible is {p_value(r.p_floor)}." for r in rows.itertuples()
+        ]
         if said:
             return Measured(True, " ".join([*said, TRAINED.format(variable)]))
     lacks = f"tuning.between of the study lacks {variable}"

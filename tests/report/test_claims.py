@@ -71,6 +71,18 @@ def test_what_the_sae_keeps_is_told_by_hook(tmp_path, tables):
     )
 
 
+def test_decoding_is_set_against_chance_and_a_linear_decoder(tmp_path, tables):
+    table = claims(tmp_path, decoding=tables["decoding"].assign(accuracy=0.5))
+    said = table.loc["The decoder decodes held-out trials", "measured"]
+    assert said.startswith(
+        "direction 0.50 (linear decoder 0.50, chance 0.125), above chance in 6 of 6 recordings; "
+    )
+    tasks = table.loc["The decoder decodes all published tasks", "measured"]
+    assert tasks.startswith(
+        "drifting gratings orientation 0.600 (accuracy, chance 0.000, 1 recording); running speed "
+    )
+
+
 def test_what_the_abstract_names_comes_first_and_the_rest_is_marked(tmp_path):
     table = claims(tmp_path)
     named = table[table["paper"] != NOT_NAMED]

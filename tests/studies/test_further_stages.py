@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuro_lens.base import Cell, NeuroLensError, read_json, read_table
-from neuro_lens.recordings import batches, simulate
+from neuro_lens.base import Cell, NeuroLensError, read_json, read_table, run_cells
+from neuro_lens.recordings import batches, load_recordings, simulate
 from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies.further_stages import (
     comparisons,
@@ -150,6 +150,29 @@ def test_too_few_unseen_animals_are_said_and_the_core_never_sees_them(results, s
     assert "give animals of two groups" in row["words"]
     assert (row["n_core"], row["held_out"]) == (1, "sim01")
     shutil.rmtree(folder)
+
+
+def test_unseen_animals_have_what_else_is_known_of_them_beside_the_prediction(tmp_path):
+    study = load_study({
+        "name": "unseen",
+        "recordings": {"simulate": {"n_animals": 8, "n_units": 6, "n_repeats": 4}},
+        "decoder": {"dim": 16, "depth": 1, "dim_head": 8, "steps": 4, "num_latents_per_step": 2},
+        "sae": {"hooks": ["blocks.-1.hook_resid_post"], "d_sae": 24, "k": 4, "steps": 4},
+        "tuning": {"between": ["cre_line"], "unseen": [f"sim{i:02d}" for i in range(2, 8)]},
+    })  # fmt: skip
+    cells = {stage: cell for stage, cell in plan_cells(study) if stage in ("recordings", "unseen")}
+    run_cells(list(cells.values()), tmp_path)
+    folder = tmp_path / cells["unseen"].name
+    (row,) = read_table(folder / "unseen.parquet").to_dict("records")
+    assert (row["n_animals"], row["n_core"], row["hook"]) == (6, 2, HOOK)
+    table = read_table(folder / "unseen_confounds.parquet").set_index("covariate")
+    assert {"n_units", "signal_to_noise", "decoding_accuracy", "running"} <= set(table.index)
+    separate = table.index[table["separates"]].tolist()
+    assert row["confounds"] == ", ".join(separate)
+    told = dict(part.split(": ") for part in table.loc["n_units", "by_animal"].split(", "))
+    recordings = load_recordings(tmp_path / cells["recordings"].name)
+    for rid, n in told.items():
+        assert float(n) == recordings.get_recording(rid).calcium_traces.df_over_f.shape[1]
 
 
 def test_a_recording_that_cannot_be_measured_is_left_out_alone(results, small_study):
