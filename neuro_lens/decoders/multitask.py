@@ -38,16 +38,15 @@ def multitask_readouts(dataset: Any) -> dict[str, Readout]:
     NeuroLensError
         Where no recording has values for any of them.
     """
-    recordings = [dataset.get_recording(rid) for rid in dataset.recording_ids]
-    found = {
-        name: spec
-        for name, spec in {**PUBLISHED_READOUTS, "pupil_size": PUPIL_SIZE}.items()
-        if name != NOISE and any(r.has_nested_attribute(spec.value_key) for r in recordings)
-    }
+    known = {**PUBLISHED_READOUTS, "pupil_size": PUPIL_SIZE}
+    held: set[str] = set()
+    for recording in map(dataset.get_recording, dataset.recording_ids):
+        held |= {n for n, spec in known.items() if recording.has_nested_attribute(spec.value_key)}
+    found = {name: spec for name, spec in known.items() if name != NOISE and name in held}
     if not found:
         raise NeuroLensError(
-            f"none of {len(recordings)} recordings holds values of a published task, such as "
-            "drifting_gratings.orientation_id; prepare recordings with stimuli or behaviour"
+            f"none of {len(dataset.recording_ids)} recordings holds values of a published task, such "
+            "as drifting_gratings.orientation_id; prepare recordings with stimuli or behaviour"
         )
     return found
 
