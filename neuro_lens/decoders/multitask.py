@@ -45,8 +45,8 @@ def multitask_readouts(dataset: Any) -> dict[str, Readout]:
     found = {name: spec for name, spec in known.items() if name != NOISE and name in held}
     if not found:
         raise NeuroLensError(
-            f"none of {len(dataset.recording_ids)} recordings holds values of a published task, such "
-            "as drifting_gratings.orientation_id; prepare recordings with stimuli or behaviour"
+            f"none of {len(dataset.recording_ids)} recordings holds values of a published task, "
+            "such as drifting_gratings.orientation_id; prepare recordings with stimuli or behaviour"
         )
     return found
 
