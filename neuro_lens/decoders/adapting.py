@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..base import NeuroLensError
+from .devices import device_of
 from .training import train_decoder
 
 
@@ -61,11 +62,12 @@ def add_recordings(
                 "give recordings that it was not trained on"
             )
     first_new = {name: len(getattr(decoder, name).vocab) for name in words}
+    device = device_of(decoder)
     with _undone_on_error(decoder, words):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name, new in words.items():
-                getattr(decoder, name).extend_vocab(new)
+            for name, new in words.items():  # drawn on the CPU, one seed for all devices
+                getattr(decoder, name).cpu().extend_vocab(new).to(device)
         if fit is None:
             return pd.DataFrame()
         with _only_rows(decoder, first_new):
@@ -77,12 +79,13 @@ def _undone_on_error(decoder: Any, names: Iterable[str]) -> Iterator[None]:
     """Take the new words of vocabularies back, and their embeddings, where an error is raised."""
     tables = [getattr(decoder, name) for name in names]
     before = [(table.vocab.copy(), table.weight) for table in tables]
-    was_training = decoder.training
+    was_training, device = decoder.training, device_of(decoder)
     try:
         yield
     except BaseException:
         for table, (vocab, weight) in zip(tables, before, strict=True):
             table.vocab, table.weight = vocab, weight
+            table.to(device)
         decoder.train(was_training)
         raise
 

@@ -109,7 +109,7 @@ class CalciumPOYOPlus(nn.Module):
         self.num_latents_per_step = num_latents_per_step
         self.readout_specs = specs
         self.pool = pool
-        self.fixed_scales = fixed_scales
+        self.fixed_scales: Mapping[str, Scale] | None = self.arguments.get("fixed_scales")
         blocks = torch_brain_blocks()
 
         def embedding(n: int) -> nn.Embedding:

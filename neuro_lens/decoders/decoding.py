@@ -42,9 +42,17 @@ def variable_of_task(task: str) -> str:
 
 
 def task_of_variable(variable: str, tasks: Iterable[str]) -> str | None:
-    """Return the task that decodes a variable (orientation: through direction), None if none."""
+    """Return the task that decodes a variable (orientation: through direction), None if none.
+
+    A task named after a field of the trials may be of the numbers of the variable's values, such
+    as ``temporal_frequency_id``; those of directions are a grating's ``orientation_id``.
+    """
+    known = list(tasks)
     wanted = "direction" if variable == "orientation" else variable
-    return next((task for task in tasks if variable_of_task(task) == wanted), None)
+    numbered = "orientation_id" if wanted == "direction" else f"{wanted}_id"
+    return next(
+        (t for name in (wanted, numbered) for t in known if variable_of_task(t) == name), None
+    )
 
 
 def decode_trials(decoder: Any, batches: Any) -> pd.DataFrame:
@@ -131,12 +139,16 @@ def linear_table(batches: Any, tasks: Iterable[str], **columns: Any) -> pd.DataF
     tasks : iterable of str
         The decoder's classification tasks, such as its ``readout_specs``.
     """
-    variables = [variable_of_task(task) for task in tasks]
-    variables += ["orientation"] if "direction" in variables else []
+    task_of = {variable_of_task(task): task for task in tasks}
+    variables = [*task_of, *(["orientation"] if "direction" in task_of else [])]
     rows = []
     for rid, table in batches.labels.groupby("recording_id", sort=True):
         chosen = np.flatnonzero((batches.labels["recording_id"] == rid).to_numpy())
-        means_nu = trial_means(batches.windows.batch(chosen).inputs)
+        own = batches.windows.batch(chosen)
+        means_nu = trial_means(own.inputs)
+        # a field that only numbers the values is no label
+        missing = {v: own.targets[t].numpy() for v, t in task_of.items() if v not in table}
+        table = table.assign(**missing)
         for variable in variables:
             scored = linear_decoding(means_nu, table, variable)
             n_classes = table[variable].nunique()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neuro_lens.base import NeuroLensError
+from neuro_lens.base import NeuroLensError, hash_module
 from neuro_lens.decoders import add_recordings, decode_trials, train_decoder
 from neuro_lens.recordings import batches
 
@@ -28,6 +28,23 @@ def test_only_the_new_embeddings_learn_and_they_let_the_core_decode(
     scored = decode_trials(small_decoder, held_out)
     orientation = scored[scored["variable"] == "orientation"]
     assert orientation["correct"].mean() > 0.4
+
+
+@pytest.mark.parametrize("training", [{"steps": 0}, {"lr": float("inf"), "steps": 9}])
+def test_an_error_leaves_the_decoder_as_it_was(small_decoder, new_recording, training):
+    def fit(decoder):
+        return batches(new_recording, decoder.tokenize, split="fit")
+
+    small_decoder.eval()
+    before, weights = hash_module(small_decoder), dict(small_decoder.named_parameters())
+    with pytest.raises(NeuroLensError):
+        add_recordings(small_decoder, new_recording, fit, **training)
+    assert hash_module(small_decoder) == before
+    assert dict(small_decoder.named_parameters()) == weights
+    assert all(parameter.requires_grad for parameter in weights.values())
+    assert not small_decoder.training
+    add_recordings(small_decoder, new_recording, fit, steps=1)
+    assert "c/11" in small_decoder.unit_emb.vocab
 
 
 def test_known_recordings_are_refused(small_decoder, grating_recordings):

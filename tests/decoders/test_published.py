@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,12 +10,15 @@ from neuro_lens.base import NeuroLensError
 from neuro_lens.decoders import (
     PUBLISHED_READOUTS,
     add_recordings,
+    load_decoder,
     load_published,
     multitask_table,
     published_decoder,
+    save_decoder,
     stream_windows,
     train_decoder,
 )
+from neuro_lens.decoders.published import SCALES
 from neuro_lens.recordings import load_recordings, write_recording
 from neuro_lens.recordings.brain_observatory import read_nwb
 
@@ -77,10 +81,12 @@ def write_checkpoint(decoder, path, sessions):
 def trained(known):
     """A small decoder of all published tasks, trained on two sessions' gratings."""
     torch.manual_seed(0)
-    decoder = published_decoder("single_session", **SMALL)
+    decoder = published_decoder("single_session", fixed_scales=SCALES, **SMALL)
     decoder.init_vocabs(load_recordings(known))
     fit = stream_windows(known, decoder, split="fit", within="drifting_gratings", step=0.5)
-    train_decoder(decoder, fit, steps=200, batch_size=32, lr=4e-3, mixup=0.0, unit_dropout=0.3)
+    train_decoder(
+        decoder, fit, steps=200, batch_size=32, lr=4e-3, mixup=0.0, unit_dropout=0.3, noise=0.0
+    )
     return decoder
 
 
@@ -123,6 +129,58 @@ def test_a_checkpoint_decodes_prepared_recordings_as_the_decoder_that_was_saved(
     assert direction_accuracy(loaded, known, ("select", "report")) > 0.3
 
 
+def test_a_checkpoint_is_given_what_it_was_trained_on_and_a_decoder_folder_keeps_that(
+    checkpoint, known, tmp_path
+):
+    loaded = load_published(checkpoint, "single_session", **SMALL)
+    save_decoder(loaded, tmp_path / "decoder")
+    decoder = load_decoder(tmp_path / "decoder")
+    assert decoder.fresh().fixed_scales == decoder.fixed_scales == loaded.fixed_scales
+    assert published_decoder("single_session").fixed_scales is None
+    batches = stream_windows(
+        known, decoder, split="report", recording_ids=["101"], batch_size=10**4
+    )
+    (batch,) = batches
+    recording = load_recordings(known).get_recording("101")
+    seen = [recording.slice(start, start + 1.0) for start in batch.window_start]
+    raw = np.concatenate([s.calcium_traces.df_over_f[:30].reshape(3, 10, 10).mean(1) for s in seen])
+    given = batch.inputs["input_values"][batch.inputs["input_mask"]].reshape(-1, 10)
+    np.testing.assert_allclose(given, raw, rtol=1e-5)
+    running = np.concatenate([s.running.running_speed for s in seen])
+    pupil = np.concatenate([s.pupil.location for s in seen])
+    expected = {
+        "running_speed": (running - 6.80354332) / 13.87822103,
+        "pupil_location": (pupil - [11.02599208, 16.91118513]) / [15.94543917, 6.83344030],
+    }
+    for task, target in expected.items():
+        np.testing.assert_allclose(batch.targets[task], target, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        answers = decoder(**batch.inputs)
+    table = multitask_table(decoder, batches).set_index(["task", "metric"])
+    for task, target in expected.items():
+        mse = ((answers[task].numpy() - target) ** 2).mean()
+        assert table.loc[(task, "mse"), "value"] == pytest.approx(mse, rel=1e-4)
+        assert table.loc[(task, "mse"), "chance"] == pytest.approx((target**2).mean(), rel=1e-4)
+
+
+def test_a_trial_of_a_checkpoint_has_its_targets_too_and_what_is_asked_for_goes_before(
+    trained, known
+):
+    dataset = load_recordings(known)
+    window = dataset.get_recording("102").slice(20.0, 21.0)
+    target = trained.tokenize(window)["target_values"].obj["running_speed"]
+    speed = window.running.running_speed
+    np.testing.assert_allclose(target, (speed - 6.80354332) / 13.87822103, rtol=1e-4, atol=1e-5)
+    for normalise in (True, False):
+        asked = stream_windows(known, trained, split="fit", normalise=normalise)
+        plain = published_decoder("single_session", **SMALL)
+        plain.init_vocabs(dataset)
+        other = stream_windows(known, plain, split="fit", normalise=normalise)
+        one, two = next(iter(asked)), next(iter(other))
+        assert torch.equal(one.inputs["input_values"], two.inputs["input_values"])
+        assert all(torch.equal(one.targets[task], two.targets[task]) for task in two.targets)
+
+
 def test_units_that_the_checkpoint_lacks_are_said_and_can_be_added(checkpoint, new):
     decoder = load_published(checkpoint, "single_session", **SMALL)
     with pytest.raises(NeuroLensError, match=r"does not know '540103000' and 9 more.*add_record"):
@@ -138,8 +196,9 @@ def test_units_that_the_checkpoint_lacks_are_said_and_can_be_added(checkpoint, n
         return stream_windows(new, decoder, split="fit", within="drifting_gratings", step=0.5)
 
     add_recordings(
-        decoder, load_recordings(new), fit, steps=200, lr=2e-2, mixup=0.0, unit_dropout=0.3
-    )
+        decoder, load_recordings(new), fit, steps=200, lr=2e-2, mixup=0.0, unit_dropout=0.3,
+        noise=0.0,
+    )  # fmt: skip
     named = dict(decoder.named_parameters())
     assert all(torch.equal(named[name], before) for name, before in core.items())
     assert torch.equal(decoder.unit_emb.weight[: len(kept)], kept)

@@ -2,6 +2,7 @@
 
 import pickle
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +12,12 @@ from torch_brain.datasets import Dataset, DatasetIndex
 
 from neuro_lens.base import NeuroLensError
 from neuro_lens.decoders import (
+    PUBLISHED_READOUTS,
     CalciumPOYOPlus,
     multitask_readouts,
     multitask_table,
     stream_windows,
+    train_decoder,
 )
 from neuro_lens.hooks import hook_model
 from neuro_lens.recordings import load_recordings, write_recording
@@ -34,7 +37,7 @@ def folder(tmp_path_factory, made_up_nwb):
     return folder
 
 
-def new_decoder(folder, pool=1, length=1.0):
+def new_decoder(folder, pool=1, length=1.0, readouts=None):
     dataset = load_recordings(folder)
     decoder = CalciumPOYOPlus(
         sequence_length=length,
@@ -48,7 +51,7 @@ def new_decoder(folder, pool=1, length=1.0):
         pool=pool,
         t_min=0.1,
         t_max=4.0,
-        readout_specs=multitask_readouts(dataset),
+        readout_specs=readouts or multitask_readouts(dataset),
     )
     decoder.init_vocabs(dataset)
     return decoder
@@ -137,6 +140,27 @@ def test_bad_requests_are_said(folder, tmp_path):
     smaller = new_decoder(tmp_path)
     with pytest.raises(NeuroLensError, match="does not know '540001000' and 5 more"):
         next(iter(stream_windows(folder, smaller, recording_ids=["1"])))
+
+
+def test_frames_beyond_the_classes_of_a_readout_are_said_and_can_be_left_out(folder, tmp_path):
+    (tmp_path / "2.h5").write_bytes((folder / "2.h5").read_bytes())
+    with h5py.File(tmp_path / "2.h5", "a") as file:
+        file["locally_sparse_noise/frame"][:] += 8900
+    dataset = load_recordings(tmp_path)
+    assert list(multitask_readouts(dataset)) == [
+        "natural_movie_one_frame", "natural_movie_two_frame", "running_speed", "pupil_location",
+        "pupil_size",
+    ]  # fmt: skip
+    decoder = new_decoder(tmp_path, readouts=PUBLISHED_READOUTS)
+    said = r"8\d{3}, and the readout 'locally_sparse_noise_frame' has the classes 0 to 7999; ask"
+    with pytest.raises(NeuroLensError, match=f"recording '2': .*frame holds {said}"):
+        next(iter(stream_windows(tmp_path, decoder, split="fit")))
+    tasks = ["natural_movie_one_frame", "running_speed"]
+    fit = stream_windows(tmp_path, decoder, split="fit", tasks=tasks)
+    assert {name for batch in fit for name in batch.targets} == set(tasks)
+    train_decoder(decoder, fit, steps=2, batch_size=8, mixup=0.0)
+    with pytest.raises(NeuroLensError, match="unknown task 'running'; did you mean 'running_sp"):
+        stream_windows(tmp_path, decoder, tasks=["running"])
 
 
 def test_what_is_attached_to_a_hooked_decoder_counts_in_every_task(folder):
