@@ -249,7 +249,8 @@ def unseen_blocks(
         "others' mean features (nearest mean; p over all splits of these animals).",
     )
     refused = table.loc[table["accuracy"].isna(), "words"].unique()
-    blocks = [*([grid] if rows else []), *(Paragraph(f"Not predicted: {why}.") for why in refused)]
+    blocks: list[Grid | Paragraph] = [grid] if rows else []
+    blocks += [Paragraph(f"Not predicted: {why}.") for why in refused]
     if confounds is None:
         return blocks
     apart = {name: separating(confounds, name) for name in told["variable"].unique()}
