@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..base import NeuroLensError
+from .calcium_poyo_plus import vocabularies
 from .devices import device_of
 from .training import train_decoder
 
@@ -48,12 +49,7 @@ def add_recordings(
     NeuroLensError
         When a unit or recording is not new.
     """
-    recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
-    units = [unit for recording in recordings for unit in decoder.unit_ids(recording)]
-    words = {
-        "unit_emb": sorted(units),
-        "session_emb": [str(r.session.id) for r in recordings],
-    }
+    words = vocabularies(decoder, dataset)
     for name, new in words.items():
         known = sorted(set(new) & set(getattr(decoder, name).vocab))
         if known:

@@ -313,10 +313,17 @@ def give_vocabularies(decoder: Any, dataset: Any) -> None:
         raise NeuroLensError(
             "the decoder has its vocabularies already; add_recordings adds to them"
         )
-    recordings = [dataset.get_recording(r) for r in dataset.recording_ids]
-    units = [unit for recording in recordings for unit in decoder.unit_ids(recording)]
-    decoder.unit_emb.initialize_vocab(sorted(units))
-    decoder.session_emb.initialize_vocab([str(r.session.id) for r in recordings])
+    for name, words in vocabularies(decoder, dataset).items():
+        getattr(decoder, name).initialize_vocab(words)
+
+
+def vocabularies(decoder: Any, dataset: Any) -> dict[str, list[str]]:
+    """Return the words of a Dataset's units and recordings, by the name of their embedding."""
+    units, names = [], []
+    for recording in map(dataset.get_recording, dataset.recording_ids):  # one open at a time
+        units += decoder.unit_ids(recording)
+        names.append(str(recording.session.id))
+    return {"unit_emb": sorted(units), "session_emb": names}
 
 
 def fresh_copy(decoder: Any, seed: int) -> Any:
