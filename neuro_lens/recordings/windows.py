@@ -182,7 +182,7 @@ class Windows(torch.utils.data.Dataset):
                 own = scale and (centre.get(row.block, scale[0]), scale[1])
                 sample = _slice(recording, trials, row, window, own)
                 self.samples.append(tokenize(sample))
-            tables.append(_with_covariates(table, recording, window))
+            tables.append(with_covariates(table, recording, window))
         self.table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         self.window = window
 
@@ -349,7 +349,7 @@ def _refuse_cut(recording: Any, trial: str, start: float, end: float) -> None:
         )
 
 
-def _with_covariates(
+def with_covariates(
     table: pd.DataFrame, recording: Any, window: tuple[float, float]
 ) -> pd.DataFrame:
     """Add the window's mean running speed and pupil size where they were recorded."""

@@ -77,21 +77,13 @@ def run_study(
     """
     check_executor(executor, options)
     checked = load_study(study)
-    swept = variants(checked)
-    inputs = _inputs(swept)
-    plans = {variant.label: plan_cells(variant.study) for variant in swept}
     out = Path(out) if out is not None else default_out(checked)
     how = {"workers": workers, "executor": executor, "options": options}
-    new = _claim(out, checked)
-    with _alone(out):
-        try:
-            keep_inputs(out, inputs)
-            _run_cells(out, plans, how)
-        except _NothingBegunError as error:
-            _give_up(out, new)
-            raise error.reason from None
-        keep_inputs(out, _inputs(swept))
-        return _put_together(out, checked, swept, plans)
+    plans: dict[str, Plan] = {}
+    try:
+        return _run(checked, out, plans, how)
+    except KeyboardInterrupt:
+        raise StudyStopped(_how_far(out, plans)) from None
 
 
 def default_out(study: Study) -> Path:
@@ -107,6 +99,36 @@ def unique_cells(plans: Mapping[str, Plan]) -> Plan:
     )
 
 
+def _run(study: Study, out: Path, plans: dict[str, Plan], how: Mapping[str, Any]) -> Path:
+    """Run a study and return its report; ``plans`` is filled as soon as its cells are known."""
+    swept = variants(study)
+    inputs = _inputs(swept)
+    plans.update({variant.label: plan_cells(variant.study) for variant in swept})
+    new = _claim(out, study)
+    with _alone(out):
+        try:
+            keep_inputs(out, inputs)
+            _run_cells(out, plans, how)
+            keep_inputs(out, _inputs(swept))
+            return _put_together(out, study, swept, plans)
+        except _NothingBegunError as error:
+            _give_up(out, new)
+            raise error.reason from None
+        except KeyboardInterrupt:
+            _remove_left_overs(out)
+            raise
+
+
+def _how_far(out: Path, plans: Mapping[str, Plan]) -> str:
+    names = {cell.name for _, cell in unique_cells(plans)}
+    done = len(finished_cells(out / "cells").keys() & names)
+    if not names:
+        return "stopped before any cell was run"
+    if done == len(names):
+        return f"stopped with all {done} cells done, before their results were put together"
+    return f"stopped with {done} of {len(names)} cells done"
+
+
 class _NothingBegunError(Exception):
     """The recordings or what is asked of them are wrong, before anything was computed."""
 
@@ -118,25 +140,21 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
     """Run the cells that are missing, wave by wave."""
     from .checking import check_removal
     from .stages import check_inputs
+    from .variables import check_variables
 
     cells, every = out / "cells", unique_cells(plans)
     _remove_left_overs(out)
-    try:
-        with Watch(every, cells, known_costs(out)) as watch:
-            try:
-                watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
-                for plan in plans.values():
-                    check_inputs(cells / plan[0][1].name, plan)
-                    check_removal(cells / plan[0][1].name, plan)
-            except Exception as error:
-                raise _NothingBegunError(error) from None
-            _name_unused(cells, every)
-            for wave in WAVES:
-                watch.run([c for stage, c in every if stage in wave], how, ", ".join(wave))
-    except KeyboardInterrupt:
-        _remove_left_overs(out)
-        done = len(finished_cells(cells).keys() & {cell.name for _, cell in every})
-        raise StudyStopped(f"stopped with {done} of {len(every)} cells done") from None
+    with Watch(every, cells, known_costs(out)) as watch:
+        try:
+            watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
+            for plan in plans.values():
+                for check in (check_inputs, check_variables, check_removal):
+                    check(cells / plan[0][1].name, plan)
+        except Exception as error:
+            raise _NothingBegunError(error) from None
+        _name_unused(cells, every)
+        for wave in WAVES:
+            watch.run([c for stage, c in every if stage in wave], how, ", ".join(wave))
 
 
 def _inputs(swept: Sequence[Variant]) -> dict[str, str]:

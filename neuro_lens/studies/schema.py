@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,11 @@ Verb = Literal[
     "doses", "sufficiency", "probe", "over_time", "units", "search", "dissociation"
 ]  # fmt: skip
 Architecture = Literal["batchtopk", "topk", "standard", "jumprelu", "gated", "matryoshka"]
+
+
+def _refuse_twice(name: str, given: Sequence[str]) -> None:
+    if len(set(given)) < len(given):
+        raise ValueError(f"has {name} {list(given)}, but each may stand there only once")
 
 
 class _Fields(BaseModel):
@@ -188,6 +194,12 @@ class Tuning(_Fields):
     between: list[Name] = ["genotype"]
     unseen: list[Name] = []
 
+    @model_validator(mode="after")
+    def _check(self) -> Tuning:
+        for name in ("variables", "between", "unseen"):
+            _refuse_twice(name, getattr(self, name))
+        return self
+
 
 class Ablation(_Fields):
     """What is removed while the decoder decodes, and what that is compared with.
@@ -207,7 +219,7 @@ class Ablation(_Fields):
     negative : str, optional
         A recording that carries nothing: features chosen on it must do nothing.
     decision_hook : str, optional
-        The readout's input, shown apart as the decision.
+        The readout's input, shown apart as the decision; by default only where it has an SAE.
     also : list of str
         What else is asked of the features at ``hook``: ``doses`` (more and more of them removed,
         or only these kept), ``sufficiency`` (added on other values' trials), ``probe`` (what a
@@ -238,8 +250,14 @@ class Ablation(_Fields):
 
     @model_validator(mode="after")
     def _check(self) -> Ablation:
-        if len(set(self.also)) < len(self.also):
-            raise ValueError(f"has also {self.also}, but each may stand there only once")
+        _refuse_twice("also", self.also)
+        named = [] if self.recordings == "best" else self.recordings
+        _refuse_twice("recordings", named)
+        if self.negative in named:
+            raise ValueError(
+                f"has negative {self.negative!r}, which is one of its recordings too; a recording "
+                "that carries nothing is none to study"
+            )
         if self.second is not None and "dissociation" not in self.also:
             raise ValueError(
                 "has second, which is for a dissociation; add dissociation to ablation.also"

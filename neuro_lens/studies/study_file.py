@@ -155,6 +155,14 @@ def _contradictions(study: Study) -> Iterator[tuple[tuple, str]]:
             f"ablation.hook is {study.ablation.hook!r}, but only the hooks of sae.hooks "
             f"({', '.join(study.sae.hooks)}) have an SAE; choose one of them",
         )
+    decision = study.ablation.decision_hook
+    asked = "decision_hook" in study.ablation.model_fields_set and decision is not None
+    if asked and resolved(str(decision), depth) not in by_name:
+        yield (
+            ("ablation", "decision_hook"),
+            f"ablation.decision_hook is {decision!r}, but only the hooks of sae.hooks "
+            f"({', '.join(study.sae.hooks)}) have an SAE; add it there, or set it to null",
+        )
     if study.ablation.variable not in study.tuning.variables:
         yield (
             ("ablation", "variable"),

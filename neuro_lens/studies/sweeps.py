@@ -77,12 +77,13 @@ def quick_form(study: Study) -> Study:
     """Return a study of one seed with little training and few controls, to see that it runs.
 
     Its results mean nothing. A sweep keeps the first two values of each field, and a dictionary
-    the features that interventions name.
+    the features that interventions name, or all where its ``k`` is swept over.
     """
     fields = study.model_dump(mode="json", exclude_unset=True)
-    swept = {name.partition(".")[0] for name in study.sweep}
     quick = {**QUICK, "sae.d_sae": max(QUICK["sae.d_sae"], _features_named(study))}
-    less = {name: v for name, v in quick.items() if name.partition(".")[0] not in swept}
+    own = {"sae.d_sae"} if "sae.k" in study.sweep else set()
+    own |= {name for name in quick if {name, name.partition(".")[0]} & set(study.sweep)}
+    less = {name: min(v, _value(study, name)) for name, v in quick.items() if name not in own}
     fields = with_values(fields, {"name": f"{study.name} (quick)", **less})
     fields["seeds"] = list(study.seeds[:1])
     fields["sweep"] = {name: values[:2] for name, values in study.sweep.items()}
@@ -111,6 +112,11 @@ def label_of(values: Mapping[str, Any]) -> str:
     if len(said) <= MOST_LETTERS:
         return said
     return f"{said[: MOST_LETTERS - 17]}~{hash_json(values)}"
+
+
+def _value(study: Study, name: str) -> Any:
+    section, _, field = name.partition(".")
+    return getattr(getattr(study, section), field)
 
 
 def _features_named(study: Study) -> int:

@@ -98,6 +98,30 @@ def test_a_run_stopped_while_results_are_put_together_goes_on(study, uninterrupt
     assert (out / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("_put_together", r"all \d+ cells done, before their results were put together"),
+        ("_inputs", "before any cell was run"),
+    ],
+)
+def test_ctrl_c_beside_the_cells_says_how_far_it_came(
+    study, uninterrupted, tmp_path, monkeypatch, step, said
+):
+    whole, _ = uninterrupted
+    shutil.copytree(whole, tmp_path / "out")
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(running, step, interrupted)
+    with pytest.raises(running.StudyStopped, match=f"^stopped .*{said}$"):
+        run_study(study, tmp_path / "out")
+    monkeypatch.undo()
+    run_study(study, tmp_path / "out")
+    assert tables(tmp_path / "out") == tables(whole)
+
+
 def test_several_workers_give_the_same_bytes(study, uninterrupted, tmp_path):
     whole, _ = uninterrupted
     run_study(study, tmp_path / "out", workers=2)

@@ -1,6 +1,7 @@
 import pytest
 
 from neuro_lens.base import NeuroLensError
+from neuro_lens.studies.planning import plan_cells
 from neuro_lens.studies.schema import Study
 from neuro_lens.studies.study_file import bundled_study, load_study
 
@@ -34,6 +35,18 @@ def test_a_file_a_mapping_and_a_study_mean_the_same(tmp_path):
     assert from_file == from_mapping
     assert load_study(from_file) is from_file
     assert from_file.recordings.window == (0.0, 1.0)
+
+
+def test_the_decision_is_shown_by_default_only_where_it_has_an_sae():
+    block, decision = "blocks.-1.hook_resid_post", "dec.hook_resid_post"
+    without = {"name": "a", "sae": {"hooks": [block]}}
+    ablated = [s for s, _ in plan_cells(load_study(without))].count("ablation")
+    shown = {"name": "a", "ablation": {"decision_hook": decision}}
+    assert [s for s, _ in plan_cells(load_study(shown))].count("ablation") == ablated + 1
+    by_its_number = {**without, "ablation": {"decision_hook": "blocks.1.hook_resid_post"}}
+    load_study(by_its_number)
+    best = {"name": "a", "ablation": {"recordings": "best", "negative": "best"}}
+    load_study(best)  # a recording may be named so
 
 
 def test_a_dumped_study_loads_again():
@@ -71,6 +84,14 @@ def test_a_dumped_study_loads_again():
         ("name: a\nrecordings:\n  source: x\n  simulate: {}\n", 2, "one of them is expected"),
         ("name: a\nname: b\n", 2, "first on line 1"),
         ("name: a\nseeds: [1, 1]\n", 2, "only once"),
+        ("name: a\n\ntuning: {variables: [direction, direction]}\n", 3, "tuning has variables"),
+        ("name: a\nablation:\n  recordings: [x, x]\n", 2, "only once"),
+        ("name: a\nablation:\n  recordings: [x, b]\n  negative: b\n", 2, "which is one of its"),
+        (
+            "name: a\nablation:\n  decision_hook: dec.hook_resid_pots\n",
+            3,
+            "ablation.decision_hook is 'dec.hook_resid_pots', but only the hooks of sae.hooks",
+        ),
         ("name: a\nablation:\n  variable: genotype\n", 3, "choose one of them"),
         ("name: a\nablation:\n  hook: blocks.0.hook_resid_post\n", 3, "have an SAE"),
         (

@@ -6,7 +6,7 @@ import pytest
 from neuro_lens.base import NeuroLensError
 from neuro_lens.studies import compare_runs, load_study, plan_cells, plan_study, run_study
 from neuro_lens.studies.run import unique_cells
-from neuro_lens.studies.sweeps import quick_form, variants
+from neuro_lens.studies.sweeps import QUICK, quick_form, variants
 
 SWEPT = {
     "name": "Swept",
@@ -60,6 +60,30 @@ def test_a_quick_form_keeps_the_features_that_interventions_name(named, left):
     swept = {"name": "a", "sweep": {"ablation.n_features": [2], "ablation.interventions": [{}, of]}}
     found = load_study(quick_form(load_study(swept)))
     assert [v.study.sae.d_sae for v in variants(found)] == [left, left]
+
+
+@pytest.mark.parametrize(
+    ("swept", "own"),
+    [
+        ({"sae.k": [64, 8, 4]}, {"sae.k": 64, "sae.d_sae": 256}),
+        ({"decoder.lr": [1e-3, 2e-3]}, {}),
+        ({"ablation.n_features": [4, 8]}, {"ablation.n_features": 4}),
+        ({"decoder": [{"steps": 300}]}, {"decoder.dim": 64, "decoder.steps": 300}),
+    ],
+)
+def test_a_quick_form_has_less_of_all_but_the_fields_that_are_swept_over(swept, own):
+    quick = load_study(quick_form(load_study({"name": "a", "sweep": swept})))
+    first = variants(quick)[0].study.model_dump()
+    for name, less in {**QUICK, **own}.items():
+        section, field = name.split(".")
+        assert first[section][field] == less
+    assert len(variants(quick)) == min(2, len(next(iter(swept.values()))))
+
+
+def test_a_quick_form_of_a_small_study_is_no_larger():
+    small = {"name": "a", "decoder": {"steps": 5}, "sae": {"d_sae": 24, "k": 2}}
+    quick = quick_form(load_study(small))
+    assert (quick.decoder.steps, quick.sae.d_sae, quick.sae.k) == (5, 24, 2)
 
 
 def test_what_is_upstream_of_a_swept_field_is_shared():

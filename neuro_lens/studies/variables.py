@@ -1,0 +1,105 @@
+"""The variables that a study names, checked against its trials before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..base import Cell, NeuroLensError, check_choice, read_json
+from .stages import ASKED, DURING, PUBLISHED, recordings_with_trials, trial_readouts
+
+
+def check_variables(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
+    """Raise for variables to be tested or removed that the trials do not hold or do not vary.
+
+    Parameters
+    ----------
+    folder : path
+        The recordings of the study.
+    plan : list of (stage, Cell)
+    """
+    from ..recordings import load_recordings
+
+    tuning = [cell.params for stage, cell in plan if stage == "tuning"]
+    if not tuning:
+        return
+    dataset = load_recordings(folder)
+    labels = held_out_labels(folder, dataset, tuning[0]["windows"][DURING])
+    for name in dict.fromkeys(name for params in tuning for name in params["variables"]):
+        _check_tested(name, labels)
+    for params in [cell.params for stage, cell in plan if stage == "ablation"]:
+        _check_removed(params["variable"], params["studied"], labels)
+        _check_told(params["variable"], folder, dataset)
+
+
+def held_out_labels(folder: Path, dataset: Any, window: Sequence[float]) -> pd.DataFrame:
+    """Return the labels of the trials that features are tested on, without their windows."""
+    from ..recordings.windows import trial_table, with_covariates
+
+    made = read_json(folder / ASKED)["windows"]
+    tables = []
+    for rid in recordings_with_trials(folder, dataset):
+        recording = dataset.get_recording(rid)
+        table = trial_table(recording, rid, made["trials"])
+        table = table[table["split"].isin(["select", "report"])].reset_index(drop=True)
+        tables.append(with_covariates(table, recording, (window[0], window[1])))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _check_tested(name: str, labels: pd.DataFrame) -> None:
+    """Refuse what `neuro_lens.tune` would refuse of all recordings."""
+    from ..tuning.families import several_trials, within_recordings
+    from ..tuning.variables import NOT_VARIABLES, find_variable
+
+    known = [column for column in labels if column not in NOT_VARIABLES]
+    check_choice("variable in tuning.variables", name, known)
+    try:
+        several_trials(within_recordings(find_variable(labels, name), labels), labels)
+    except NeuroLensError as error:
+        raise NeuroLensError(f"tuning.variables: {error}") from None
+
+
+def _check_removed(name: str, studied: str | Sequence[str], labels: pd.DataFrame) -> None:
+    """Refuse a variable without values, or with a single one in a half that is tested."""
+    from ..tuning.variables import find_variable
+
+    if find_variable(labels, name).kind == "continuous":
+        raise NeuroLensError(
+            f"ablation.variable is {name!r}, which is continuous and has no values whose features "
+            "could be removed; choose another of tuning.variables, or add one"
+        )
+    for rid in [] if studied == "best" else studied:
+        own = labels[labels["recording_id"] == rid]
+        for split, half in own.groupby("split"):
+            if half[name].nunique() < 2:
+                raise NeuroLensError(
+                    f"ablation.variable is {name!r}, which has one value in the {len(half)} "
+                    f"{split} trials of {rid!r}, so there are no others to compare with; choose "
+                    "another variable or recording"
+                )
+
+
+def _check_told(name: str, folder: Path, dataset: Any) -> None:
+    """Refuse a variable whose task cannot be told among several, or is no classification."""
+    from ..decoders import multitask_readouts, task_of_variable, variable_of_task
+
+    asked: Mapping[str, Any] = read_json(folder / ASKED)["decoder"]
+    many = asked.get("tasks") == PUBLISHED
+    trials, targets = asked["trials"], asked.get("targets")
+    readouts = multitask_readouts(dataset) if many else trial_readouts(dataset, trials, targets)
+    scored = [
+        task
+        for task, spec in readouts.items()
+        if spec.kind == "classification" and spec.value_key.startswith(f"{trials}.")
+    ]
+    task = task_of_variable(name, readouts)
+    if task in scored or (task is None and len(scored) == 1):
+        return
+    told = ", ".join(variable_of_task(one) for one in scored) or "nothing in classes"
+    raise NeuroLensError(
+        f"ablation.variable is {name!r}, which no classification of {trials} is of; the decoder "
+        f"tells {told}: choose one of these, or a single target in recordings.targets"
+    )
