@@ -35,7 +35,7 @@ SMALL = {
     "decoder": {"steps": 1200},
     "sae": {"steps": 600, "d_sae": 128, "k": 8},
     "tuning": {"permutations": 999},
-    "ablation": {"controls": 99},
+    "ablation": {"controls": 199},
 }
 ANIMALS, CORE = 12, 3
 SHUFFLED = ("drifting_gratings", "static_gratings", "natural_scenes")
