@@ -3,6 +3,7 @@
 from .animals import plot_between
 from .beside_units import plot_beside_units, plot_noise
 from .confounds import plot_before
+from .confusions import plot_confusions
 from .decoding import plot_decoding
 from .dictionary import plot_density, plot_dictionary
 from .driving import plot_attribution
@@ -19,6 +20,7 @@ __all__ = [
     "plot_before",
     "plot_beside_units",
     "plot_between",
+    "plot_confusions",
     "plot_curves",
     "plot_decoding",
     "plot_density",

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from .blocks import Grid, Paragraph, Picture, Results, Section
+from .confusions import confusion_blocks
 from .order import sequence_blocks
 from .removal import ablated_hooks
 from .responses import dose_blocks, time_blocks
-from .style import interval, number, p_value, plural
+from .style import interval, number, p_value, plural, value_name
 
 Blocks = list[Paragraph | Picture | Grid]
 BOTH_WAYS = (
@@ -55,8 +56,9 @@ def merged(table: pd.DataFrame, by: Sequence[str], ps: Sequence[str] = ()) -> pd
 def _errors(results: Results) -> Blocks:
     table = results.get("ablation_errors")
     hooks = ablated_hooks(results)[0]
+    answers = confusion_blocks(results)
     if table is None or not len(rows := table[table["hook"].isin(hooks)]):
-        return []
+        return [*answers]
     mean = merged(rows, ["recording_id", "place"])
     lines = [
         [
@@ -77,7 +79,7 @@ def _errors(results: Results) -> Blocks:
         "or another, before and after its features are removed; of errors: of all errors after; if "
         "uniform: what that would be if errors went to all other values alike. Means over values."
     )
-    return [Grid(headers, lines, words, text_columns=2)]
+    return [*answers, Grid(headers, lines, words, text_columns=2)]
 
 
 def _sufficiency(results: Results) -> Blocks:
@@ -88,7 +90,7 @@ def _sufficiency(results: Results) -> Blocks:
     lines = [
         [
             str(r.recording_id),
-            _value(r.value),
+            value_name(r.value),
             f"{number(r.odds, sign=True)} {interval(r.low, r.high)}",
             number(r.controls_odds, sign=True),
             number(r.answered_before),
@@ -149,7 +151,7 @@ def _units(results: Results) -> Blocks:
     lines = [
         [
             str(r.recording_id),
-            _value(r.value),
+            value_name(r.value),
             f"{r.n_units:.0f} of {r.n_known:.0f}",
             number(r.on_target, sign=True),
             number(r.off_target, sign=True),
@@ -196,7 +198,7 @@ def _searched(table: pd.DataFrame) -> Grid:
     lines = [
         [
             str(r.recording_id),
-            _value(r.value),
+            value_name(r.value),
             number(r.n_features, 1),
             number(r.on_target, sign=True),
             number(r.off_target, sign=True),
@@ -325,10 +327,6 @@ def _refused(results: Results, names: Sequence[str]) -> list[Paragraph]:
         Paragraph(f"Not measured in {name} ({plural(n, 'time')}): {why}.", kind="aside")
         for (name, why), n in counted.items()
     ]
-
-
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 TOPICS: dict[str, tuple[tuple[str, ...], Callable[[Results], Blocks]]] = {

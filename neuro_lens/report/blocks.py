@@ -39,7 +39,10 @@ COLUMNS = {
     "p_specificity p_specificity_corrected n_controls regime",
     "ablation_errors": "hook recording_id value place n_classes share_spliced share gained "
     "of_errors if_uniform",
+    "ablation_confusions": "hook recording_id ablated tested answered answered_class share_spliced "
+    "share",
     "doses": "recording_id action value dose on_target off_target",
+    "dose_areas": "recording_id value on_area off_area",
     "sufficiency": "recording_id value odds low high answered_before answered p p_corrected",
     "probe_after": "recording_id removed n_features accuracy chance extra_nats",
     "over_time": "recording_id start end before share_touched extra_nats low high others beyond",

@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .blocks import Grid, Paragraph, Picture, Results
-from .style import BLUE, GREY, INK, VERMILION, blank, interval, number, styled
+from .style import BLUE, GREY, INK, VERMILION, blank, interval, number, styled, value_name
 
 REMOVE, KEEP = "remove", "keep"
 
 
 def dose_blocks(results: Results) -> list[Paragraph | Picture | Grid]:
-    """Return the picture and words of the ``doses`` table."""
+    """Return the picture and words of the ``doses`` table, and the table of its areas."""
     table = results.get("doses")
     if table is None:
         return []
@@ -27,7 +27,33 @@ def dose_blocks(results: Results) -> list[Paragraph | Picture | Grid]:
             "Dose and response",
         ),
         *(Paragraph(words) for words in dose_words(table, alpha)),
+        *_area_grids(results),
     ]
+
+
+def _area_grids(results: Results) -> list[Grid]:
+    """Return the areas under the curves, target against off target, with those of controls."""
+    table = results.get("dose_areas")
+    if table is None:
+        return []
+    names = ["on_area", "off_area", "controls_on", "controls_off"]
+    known = table.reindex(columns=[*table, *(n for n in names if n not in table)])
+    mean = known.groupby(["recording_id", "value"], sort=False)[names].mean().reset_index()
+    rows = [
+        [
+            str(r["recording_id"]),
+            value_name(r["value"]),
+            *(number(r[n], 3, sign=True) for n in names),
+        ]
+        for r in mean.to_dict("records")
+    ]
+    headers = ["recording", "value", "own trials", "the others'", "controls, own", "others'"]
+    words = (
+        "Area under the curve of extra nats over the number of features removed (its mean over "
+        "doses): on the value's own trials, on the others', and the same of random sets. Without "
+        "a p: the sets of each dose are drawn anew. Means over the two halves and seeds."
+    )
+    return [Grid(headers, rows, words, text_columns=2)]
 
 
 @styled

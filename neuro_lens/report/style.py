@@ -137,6 +137,11 @@ def interval(low: Any, high: Any, digits: int = 2) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
+def value_name(value: object) -> str:
+    """Write a value of a variable, a number without needless zeros."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 def plural(n: int, word: str) -> str:
     """Write a count of things."""
     return f"{n} {word}{'' if n == 1 else 's'}"

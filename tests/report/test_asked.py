@@ -5,16 +5,17 @@ import pandas as pd
 import pytest
 
 from neuro_lens.base import write_json, write_table
-from neuro_lens.report import plot_doses, plot_sequence
+from neuro_lens.report import plot_confusions, plot_doses, plot_sequence
 from neuro_lens.report.asked import asked_section, merged
-from neuro_lens.report.blocks import Grid, Paragraph, Results
+from neuro_lens.report.blocks import COLUMNS, Grid, Paragraph, Picture, Results
 from neuro_lens.report.more import more_section
 from neuro_lens.report.order import sequence_words
-from neuro_lens.report.responses import dose_words
+from neuro_lens.report.responses import dose_blocks, dose_words
 
 HOOK = "blocks.1.hook_resid_post"
 WHERE = {"hook": HOOK, "recording_id": "m", "seed": 0}
 WAYS = ("select → report", "report → select")
+SUMMARY = COLUMNS["ablation_summary"].split()
 
 
 def doses(p=0.01, off_by=0.02):
@@ -86,6 +87,55 @@ def test_the_curve_lies_at_the_tables_means():
     assert others == pytest.approx([0, 0.1, 0.2])
     assert controls[1:] == pytest.approx([0.2, 0.4])
     assert figure.axes[1].lines[1].get_ydata() == pytest.approx([1.0, 0.5, 0])
+
+
+def test_areas_stand_beside_the_curve_with_those_of_controls(tmp_path):
+    rows = [
+        {**WHERE, "value": value, "fold": fold, "on_area": on, "off_area": 0.25, "controls_on": 0.1}
+        for value, on in ((0.0, 0.5), (90.0, -0.25))
+        for fold in WAYS
+    ]
+    grids = [
+        block
+        for table in (pd.DataFrame(rows), pd.DataFrame(rows).drop(columns="controls_on"))
+        for block in dose_blocks(folder_of(tmp_path, doses=doses(), dose_areas=table))
+        if isinstance(block, Grid)
+    ]
+    assert grids[0].rows == [
+        ["m", "0", "+0.500", "+0.250", "+0.100", "–"],
+        ["m", "90", "−0.250", "+0.250", "+0.100", "–"],
+    ]
+    assert [row[4] for row in grids[1].rows] == ["–", "–"]
+
+
+def confusions():
+    rows = []
+    for fold in WAYS:
+        for ablated in (0.0, 90.0):
+            for tested in (0.0, 90.0):
+                for number, answered in enumerate((0.0, 90.0)):
+                    own, right = ablated == tested, answered == tested
+                    row = {**WHERE, "fold": fold, "ablated": ablated, "tested": tested}
+                    row |= {"answered": answered, "answered_class": number, "correct": right}
+                    row |= {"share_spliced": 0.75 if right else 0.25}
+                    row["share"] = (0.5 + 0.25 * (fold == WAYS[0])) if own else float(right)
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_answers_are_shown_before_and_after_a_values_own_features_are_removed(tmp_path):
+    figure = plot_confusions(confusions())
+    before, after = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert before.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+    assert after.tolist() == [[0.625, 0.625], [0.625, 0.625]]
+    labels = [[t.get_text() for t in axis.get_xticklabels()] for axis in figure.axes[:2]]
+    assert labels == [["0", "90"], ["0", "90"]]
+    summary = pd.DataFrame([dict.fromkeys(SUMMARY, 0) | {"hook": HOOK, "decision": False}])
+    section = asked_section(
+        folder_of(tmp_path, ablation_confusions=confusions(), ablation_summary=summary)
+    )
+    pictures = [block for block in section.blocks if isinstance(block, Picture)]
+    assert [picture.alt for picture in pictures] == [f"Answers at {HOOK}"]
 
 
 def test_an_order_is_told_with_its_floor_and_its_decoders():
