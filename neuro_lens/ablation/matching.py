@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..base import NeuroLensError
-
 TOLERANCE = 0.05
 _PROPOSALS = 16
 _ROUNDS = 1500
@@ -54,7 +52,7 @@ class Matched:
     wanted : array, shape (n_amounts,)
         What the matched set removes.
     error : array, shape (n_sets,)
-        Largest relative difference of the amounts.
+        Largest relative difference of the amounts; infinite where there are no other features.
     """
 
     sets: list[np.ndarray]
@@ -97,9 +95,13 @@ def matched_sets(
 ) -> Matched:
     """Draw random feature sets that remove what ``features`` remove.
 
-    Each starts as a random set of as many candidates; random swaps, additions and removals that
-    bring its amounts nearer are kept until all are within ``tolerance``, or many in a row have
-    not helped; then it starts again, a few times, and the nearest counts.
+    Each starts as a random set of as many features, drawn among candidates and ``features``
+    together; random swaps, additions and removals of candidates that bring its amounts nearer are
+    kept until all are within ``tolerance``, or many in a row have not helped; then it starts
+    again, a few times, and the nearest counts. So as many of ``features`` themselves are in a set
+    as chance puts there: sets that leave them out would be drawn from what choosing has left, and
+    a rank among them would be too high (6 features of 50 at random would be among the top 1 % of
+    such sets three times as often).
 
     Parameters
     ----------
@@ -108,35 +110,27 @@ def matched_sets(
     features : array of int
         The set to match.
     candidates : array of int
-        Features to draw from; those of the set itself are left out.
+        Features to draw from.
     n_sets : int
         How many sets to draw.
     rng : Generator
         Source of the draws.
     tolerance : float
         Relative difference at which a set counts as matched.
-
-    Raises
-    ------
-    NeuroLensError
-        When no candidate is left.
     """
     n_features = removed.additive.shape[1]
     pool = np.setdiff1d(candidates, features)
-    if len(pool) == 0:
-        raise NeuroLensError(
-            f"no feature is left to draw matched sets from: all {len(features)} that fire are in "
-            "the set itself; choose fewer features"
-        )
     own = np.zeros(n_features, dtype=bool)
     own[features] = True
-    mask_nf = np.zeros((n_sets, n_features), dtype=bool)
+    n_own = int(own.sum())
+    kept_n = rng.hypergeometric(n_own, len(pool), n_own, size=n_sets)
+    mask_nf = np.tile(own, (n_sets, 1))
     error_n = np.full(n_sets, np.inf)
     for _ in range(_RESTARTS):
         left = np.flatnonzero(error_n > tolerance)
-        if len(left) == 0:
+        if len(left) == 0 or len(pool) == 0:
             break
-        search = _Search(removed, own, pool, len(left), rng)
+        search = _Search(removed, own, pool, kept_n[left], rng)
         search.run(tolerance)
         better = search.error_n < error_n[left]
         mask_nf[left[better]] = search.mask_nf[better]
@@ -153,7 +147,7 @@ class _Search:
         removed: Removed,
         own: np.ndarray,
         pool: np.ndarray,
-        n_sets: int,
+        kept_n: np.ndarray,
         rng: np.random.Generator,
     ):
         self.pool, self.rng = pool, rng
@@ -162,19 +156,19 @@ class _Search:
         self.wanted = removed.amounts(own)[0]
         everything = removed.amounts(np.ones_like(own))[0]
         self.unit = np.maximum(np.abs(self.wanted), 1e-3 * np.abs(everything) + 1e-12)
-        order = rng.random((n_sets, len(pool))).argsort(1)[:, : int(own.sum())]
-        self.mask_nf = np.zeros((n_sets, len(own)), dtype=bool)
-        np.put_along_axis(self.mask_nf, pool[order], True, axis=1)
+        self.mask_nf = np.zeros((len(kept_n), len(own)), dtype=bool)
+        self.mask_nf[:, own] = _some(kept_n, int(own.sum()), rng)
+        self.mask_nf[:, pool] = _some(own.sum() - kept_n, len(pool), rng)
         mask = self.mask_nf.astype(float)
         self.sum_nk = mask @ self.additive.T
         self.reach_nf = None if self.gram is None else mask @ self.gram
         self.square_n = (
-            np.zeros(n_sets)
+            np.zeros(len(kept_n))
             if self.reach_nf is None
             else np.einsum("nf,nf->n", self.reach_nf, mask)
         )
         self.error_n = self._error(self.sum_nk, self.square_n)
-        self.stale_n = np.zeros(n_sets, dtype=int)
+        self.stale_n = np.zeros(len(kept_n), dtype=int)
 
     def run(self, tolerance: float) -> None:
         """Improve the sets until they match or moves no longer help."""
@@ -247,3 +241,8 @@ class _Search:
             self.mask_nf[n, feature] ^= sign != 0
             if self.reach_nf is not None and self.gram is not None:
                 self.reach_nf[n] += sign[:, None] * self.gram[feature]
+
+
+def _some(count_n: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return rows of ``size`` in which as many as asked for are true, anywhere."""
+    return rng.random((len(count_n), size)).argsort(1).argsort(1) < count_n[:, None]

@@ -240,6 +240,8 @@ def unseen(
     too few animals it says so in ``words``. What else is known of the animals, and how it goes with
     their groups, is the table ``unseen_confounds``.
     """
+    import torch
+
     from ..activations import harvest
     from ..decoders import add_recordings, train_decoder
     from ..hooks import hook_model
@@ -254,15 +256,18 @@ def unseen(
     new = load_recordings(place, ids)
     model = new_decoder(core, shape, window, seed, **asked["decoder"])
 
-    train_decoder(model, fit_windows(place, core, model, window), seed=seed, **training)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_decoder(model.to(device), fit_windows(place, core, model, window), seed=seed, **training)
+    model.to("cpu")
     fit = fit_windows(place, core, model, window, MOST_WINDOWS, seed)
     acts = harvest(hook_model(model), fit, hook)
     sae = train_sae(acts, seed=seed, **settings)
     fitted = {k: v for k, v in training.items() if k != "weight_decay"}
     fitted["steps"] = max(1, training["steps"] // 4)
     add_recordings(
-        model, new, lambda grown: fit_windows(place, new, grown, window), seed=seed, **fitted
+        model.to(device), new, lambda m: fit_windows(place, new, m, window), seed=seed, **fitted
     )
+    model.to("cpu")
     tested = trial_windows(place, new, model, window=tuple(window), split=list(HELD_OUT))
     codes = trial_codes(hook_model(model), sae, tested, allow_other_decoder=True)
     tables = predictions(codes, between, held_out_animals(model, tested, seed), alpha, seed)

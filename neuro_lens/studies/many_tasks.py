@@ -152,7 +152,8 @@ def random_sets(
     """Return random sets of features that take away as much as the chosen ones on the trials.
 
     ``draws`` are drawn, and equal ones counted once. Where few other features are left there are
-    fewer sets, and these differ in what they take away: see their ``error``.
+    fewer sets, and these differ in what they take away: see their ``error``. Where the chosen are
+    more than half of all there are none: most of such a set would be chosen features.
     """
     from ..ablation.matching import mass_and_norm, matched_sets
 
@@ -163,7 +164,7 @@ def random_sets(
     found: dict[str, list[RandomSet]] = {}
     for variable, features in chosen.items():
         own = np.flatnonzero(np.isin(alive, features))
-        if len(own) and len(own) < len(alive) and draws:
+        if len(own) and 2 * len(own) <= len(alive) and draws:
             drawn = matched_sets(removed, own, np.arange(len(alive)), draws, rng)
             distinct = dict(zip(map(tuple, drawn.sets), drawn.error, strict=True))
             found[variable] = [
