@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,10 +76,16 @@ def run_cells(
 
 
 def check_executor(executor: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise for an unknown executor, one whose extra is not installed, or options of "local"."""
+    """Raise for an unknown executor, one that cannot work here, or options of "local"."""
     check_choice("executor", executor, EXECUTORS)
     if executor in PACKAGES:
         _extra(PACKAGES[executor], executor)
+        cluster = (options or {}).get("cluster", executor)
+        if cluster == "slurm" and shutil.which("srun") is None:
+            raise NeuroLensError(
+                "executor='slurm' cannot submit jobs here, where there is no srun; run it where "
+                "that is, or take executor='local'"
+            )
     elif options:
         raise NeuroLensError(
             f"executor='local' takes no options, and {', '.join(options)} was given; "
@@ -172,18 +179,27 @@ def _slurm(jobs: list[str], out: str, workers: int, options: dict[str, Any]) -> 
         ]
     said: dict[str, str] = {}
     for job, share, file in zip(running, shares, files, strict=True):
-        _wait_or_cancel(job, running)
-        said.update(zip(share, file.with_suffix(".done").read_text().splitlines(), strict=True))
+        lost = _wait_or_cancel(job, running, submitit.core.utils.UncompletedJobError)
+        lines = [lost] * len(share) if lost else file.with_suffix(".done").read_text().splitlines()
+        said.update(zip(share, lines, strict=True))
     yield from _settled(partial(said.__getitem__, job) for job in jobs)
 
 
-def _wait_or_cancel(job: Any, running: Sequence[Any]) -> None:
+def _wait_or_cancel(job: Any, running: Sequence[Any], uncompleted: type[Exception]) -> str:
+    """Wait for a job and return nothing, or as JSON why it did not come to its end."""
     try:
         job.result()
     except KeyboardInterrupt:
         for other in running:
             other.cancel()
         raise
+    except uncompleted:
+        why = (
+            f"job {job.job_id} ended before its cells did, killed perhaps for want of memory or "
+            f"time ({job.paths.stderr} may say); start again: cells that are finished are kept"
+        )
+        return json.dumps({"error": why})
+    return ""
 
 
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
@@ -192,13 +208,7 @@ EXECUTORS = {"local": _local, "ray": _ray, "slurm": _slurm}
 
 def _slurm_executor(submitit: Any, folder: Path, options: dict[str, Any]) -> Any:
     parameters = {"name": "neuro-lens", **options}
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=parameters.pop("cluster", "slurm"))
-    except RuntimeError as error:
-        raise NeuroLensError(
-            f"executor='slurm' cannot submit jobs here ({error}); run it where sbatch is, or take "
-            "executor='local'"
-        ) from None
+    executor = submitit.AutoExecutor(folder=folder, cluster=parameters.pop("cluster", "slurm"))
     executor.update_parameters(**parameters)
     return executor
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from neuro_lens.base import Cell, NeuroLensError, run_cells
+from neuro_lens.base import Cell, NeuroLensError, check_executor, run_cells
 
 CELLS = """
 import os
@@ -109,10 +109,23 @@ def test_a_missing_extra_is_named(executor, module, cells, tmp_path, monkeypatch
         run_cells(cells(1), tmp_path, executor=executor)
 
 
-def test_slurm_without_a_cluster_says_so(cells, tmp_path, monkeypatch):
+def test_slurm_without_a_cluster_says_so_before_anything_is_written(cells, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NeuroLensError, match="cannot submit jobs here"):
-        run_cells(cells(1), tmp_path, executor="slurm")
+        check_executor("slurm")
+    with pytest.raises(NeuroLensError, match="cannot submit jobs here"):
+        run_cells(cells(1), tmp_path / "c", executor="slurm")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_job_that_is_killed_is_said_in_a_sentence_and_the_others_are_kept(cells, tmp_path):
+    killed, well = cells(1, what="killed")[0], cells(3)[0]
+    how = {"executor": "slurm", "options": {"cluster": "local", "timeout_min": 1}}
+    with pytest.raises(
+        NeuroLensError, match=r"^job \w+ ended before its cells did, killed perhaps"
+    ):
+        run_cells([killed, well], tmp_path / "c", 2, **how)
+    assert results([tmp_path / "c" / well.name]) == ["9"]
 
 
 def test_cells_may_be_counted_as_they_end(cells, tmp_path):
