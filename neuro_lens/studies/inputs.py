@@ -18,8 +18,9 @@ CHUNK = 2**22
 def input_hashes(study: Study) -> dict[str, str]:
     """Return the SHA-256 of each source file of a study's recordings.
 
-    Nothing for simulated recordings, and for those that are still to be downloaded (whose content
-    is fixed by the importer).
+    Files are named by ``recordings.source`` as the study has it, so that a relative one names the
+    same inputs wherever the folder lies. Nothing for simulated recordings, and for those that are
+    still to be downloaded (whose content is fixed by the importer).
 
     Raises
     ------
@@ -36,7 +37,7 @@ def input_hashes(study: Study) -> dict[str, str]:
         files = sorted(p for p in folder.iterdir() if p.is_file()) if folder else []
         return {f"{given.source}/{path.name}": file_sha256(path) for path in files}
     files = sorted(recordings_folder(given.source).glob("[!.]*.h5"))
-    return {str(path): file_sha256(path) for path in files}
+    return {f"{given.source}/{path.name}": file_sha256(path) for path in files}
 
 
 def recordings_folder(source: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import Cell, hash_json
-from .inputs import IMPORTED, input_hashes, recordings_folder
+from .inputs import input_hashes
 from .schema import Study, resolved
 from .stages import BEFORE, DURING, PUBLISHED
 from .verb_planning import VERBS, asked_of_removal
@@ -191,14 +191,11 @@ def _unseen(study: Study, plan: list[tuple[str, Cell]]) -> list[tuple[str, Cell]
 def _recordings(study: Study) -> Cell:
     """Return the cell that provides the recordings; files of other content make another cell."""
     given = study.recordings
-    source = given.source
-    if given.simulate is None and source not in IMPORTED:
-        source = str(recordings_folder(source))
     files = input_hashes(study)
     return Cell(
         f"{STAGES}:recordings",
         {
-            "source": source,
+            "source": given.source,
             "simulate": given.simulate,
             "files": hash_json(files) if files else None,
             "trials": given.trials,

@@ -144,6 +144,7 @@ def _run_cells(out: Path, plans: Mapping[str, Plan], how: Mapping[str, Any]) -> 
 
     cells, every = out / "cells", unique_cells(plans)
     _remove_left_overs(out)
+    _remove_moved(cells, every)
     with Watch(every, cells, known_costs(out)) as watch:
         try:
             watch.run([c for stage, c in every if stage == "recordings"], {}, "recordings")
@@ -228,6 +229,15 @@ def _remove_left_overs(out: Path) -> None:
     for path in list(out.rglob(".*")):
         if HALF_WRITTEN.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _remove_moved(cells: Path, every: Plan) -> None:
+    """Remove links to recordings that lie elsewhere now; the same cell links to them anew."""
+    for cell in [cell for stage, cell in every if stage == "recordings"]:
+        links = [path for path in (cells / cell.name).glob("*.h5") if path.is_symlink()]
+        source = Path(cell.params["source"]).resolve()
+        if any(path.readlink().parent != source for path in links):
+            shutil.rmtree(cells / cell.name)
 
 
 def _name_unused(cells: Path, every: Plan) -> None:

@@ -66,7 +66,7 @@ def recordings(
         {"allen_events": allen_events, "steinmetz": steinmetz}[source](found, folder)
     else:
         for name in load_recordings(source).recording_ids:
-            (folder / f"{name}.h5").symlink_to(Path(source) / f"{name}.h5")
+            (folder / f"{name}.h5").symlink_to(Path(source).resolve() / f"{name}.h5")
     made: dict[str, Any] = {"trials": trials, "normalise": normalise}
     if tasks == PUBLISHED:
         made["recording_ids"] = _holding(load_recordings(folder), trials)

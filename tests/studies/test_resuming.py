@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from neuro_lens.base import NeuroLensError
+from neuro_lens.base import NeuroLensError, run_cells
 from neuro_lens.recordings import simulate
+from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies import run as running
-from neuro_lens.studies import run_study
 
 SMALL = {
     "name": "Small",
@@ -165,6 +165,26 @@ def test_recordings_that_changed_are_named_and_nothing_is_mixed(study, tmp_path)
     with pytest.raises(NeuroLensError, match=r"sim01\.h5 changed, .*sim03\.h5 came; put them back"):
         run_study(mine, out)
     assert tables(out) == before
+
+
+def test_recordings_are_known_by_their_content_wherever_they_lie(study, tmp_path, monkeypatch):
+    mine = {**study, "recordings": {**study["recordings"], "source": "mice"}}
+    plans, cells = {}, tmp_path / "cells"
+    shutil.copytree(study["recordings"]["source"], tmp_path / "a" / "mice")
+    for lab, other in (("a", "b"), ("b", "c")):
+        monkeypatch.chdir(tmp_path / lab)
+        plans[lab] = plan_cells(load_study(mine))
+        running._remove_moved(cells, plans[lab])
+        (there,) = run_cells([plans[lab][0][1]], cells)
+        links = sorted(there.glob("*.h5"))
+        assert [path.resolve().parent for path in links] == [tmp_path / lab / "mice"] * 3
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / lab).rename(tmp_path / other)
+    assert plans["a"] == plans["b"]
+    with open(tmp_path / "c" / "mice" / "sim01.h5", "ab") as file:
+        file.write(b"x")
+    monkeypatch.chdir(tmp_path / "c")
+    assert plan_cells(load_study(mine))[0][1].name != plans["a"][0][1].name
 
 
 def test_a_changed_program_makes_new_cells_and_names_the_old(
