@@ -63,23 +63,27 @@ def _check_tested(name: str, labels: pd.DataFrame) -> None:
 
 
 def _check_removed(name: str, studied: str | Sequence[str], labels: pd.DataFrame) -> None:
-    """Refuse a variable without values, or with a single one in a half that is tested."""
+    """Refuse a variable without values to remove in a half that is studied, of the best in all."""
+    best = studied == "best"
+    own = labels if best else labels[labels["recording_id"].isin(studied)]
+    halves = own.groupby(["recording_id", "split"], sort=False)
+    said = [_problem(name, half, f"{split} trials of {rid!r}") for (rid, split), half in halves]
+    wrong = [why for why in said if why]
+    if wrong and (not best or len(wrong) == len(said)):
+        raise NeuroLensError(
+            f"ablation.variable is {name!r}, which {wrong[0]}; choose another variable or recording"
+        )
+
+
+def _problem(name: str, half: pd.DataFrame, what: str) -> str:
     from ..tuning.variables import find_variable
 
-    if find_variable(labels, name).kind == "continuous":
-        raise NeuroLensError(
-            f"ablation.variable is {name!r}, which is continuous and has no values whose features "
-            "could be removed; choose another of tuning.variables, or add one"
-        )
-    for rid in [] if studied == "best" else studied:
-        own = labels[labels["recording_id"] == rid]
-        for split, half in own.groupby("split"):
-            if half[name].nunique() < 2:
-                raise NeuroLensError(
-                    f"ablation.variable is {name!r}, which has one value in the {len(half)} "
-                    f"{split} trials of {rid!r}, so there are no others to compare with; choose "
-                    "another variable or recording"
-                )
+    n_values = half[name].nunique()
+    if n_values < 2:
+        return f"has {'one value' if n_values else 'no value'} in the {len(half)} {what}"
+    if find_variable(half, name).kind == "continuous":
+        return f"is continuous in the {what}, so it has no values whose features could be removed"
+    return ""
 
 
 def _check_told(name: str, folder: Path, dataset: Any) -> None:
