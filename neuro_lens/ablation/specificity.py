@@ -41,15 +41,17 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
         (95 %, bootstrap over repeat blocks, this recording only); ``p_on``, ``p_off`` and
         ``p_specificity`` (ranks among the ``n_controls`` matched random sets, one-sided, of two
         folds taken together as `mean_over_folds` does) and the same corrected over the recording's
-        values (Holm), ``…_corrected``; ``off_by`` (largest
+        values (Holm), ``…_corrected``; ``p_floor`` (the smallest p that its sets could give: a
+        set that is the group itself, one in as many as there are features for a group of one,
+        cannot do less); ``off_by`` (largest
         relative difference of the median matched set in mass and norm on the target trials) and
         ``regime``: ``selective`` (specificity above controls), ``entangled`` (its own trials lose
         more than under controls, and the others as well), ``encoded, specificity not shown`` (its
         own trials alone are shown to, but their lead over the others is not), ``not encoded``
         (neither), or ``no matched control`` where the median set is off by more than a fifth, or
-        ``too few controls`` where their number does not allow a corrected p of ``alpha``, or ``no
-        feature chosen``: nothing is removed then, so nothing is tested. The regimes are those of
-        arXiv 2605.13930, decided here by tests.
+        ``too few controls`` where they, or the features, do not allow a corrected p of ``alpha``,
+        or ``no feature chosen``: nothing is removed then, so nothing is tested. The regimes are
+        those of arXiv 2605.13930, decided here by tests.
     """
     groups: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
@@ -59,23 +61,22 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
     return pd.concat(tables, ignore_index=True)
 
 
-def regimes(ps: pd.DataFrame, n_controls: int, alpha: float = 0.05) -> list[str]:
+def regimes(ps: pd.DataFrame, alpha: float = 0.05) -> list[str]:
     """Return each value's regime.
 
     Parameters
     ----------
     ps : DataFrame
         ``p_on_corrected``, ``p_off_corrected`` and ``p_specificity_corrected``, a row per value;
-        NaN where it has no matched controls.
-    n_controls : int
+        NaN where it has no matched controls; and ``p_floor``.
     alpha : float
     """
     on, off, specificity = (ps[f"{name}_corrected"].to_numpy() for name in PS)
     n_tested = int(np.isfinite(specificity).sum())
-    too_few = n_tested / (n_controls + 1) > alpha
+    too_few = n_tested * ps["p_floor"].to_numpy() > alpha
     states = [
         (np.isnan(specificity), NOT_MATCHED),
-        (np.full(len(ps), too_few), TOO_FEW),
+        (too_few, TOO_FEW),
         (specificity <= alpha, "selective"),
         (on > alpha, "not encoded"),
         (off <= alpha, "entangled"),
@@ -98,7 +99,7 @@ def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) ->
         return table
     for name in PS:
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
-    table["regime"] = regimes(table, int(table["n_controls"].min()), alpha)
+    table["regime"] = regimes(table, alpha)
     table.loc[table["n_features"] == 0, "regime"] = NO_FEATURE
     return table
 
@@ -133,17 +134,25 @@ def _row(
 def _ranks(
     folds: Sequence[Fold], value: Any, at: Sequence[int], own: Sequence[float]
 ) -> dict[str, Any]:
+    found = {**dict.fromkeys([*PS, "p_floor", "off_by"], np.nan), "n_controls": 0}
     if any(RANDOM_SETS not in f.matched for f in folds):
-        return {**dict.fromkeys(PS, np.nan), "n_controls": 0, "off_by": np.nan}
+        return found
     theirs = _sides(folds, RANDOM_SETS, at)
-    found = {**dict.fromkeys(PS, np.nan), "n_controls": len(theirs[0]), "off_by": np.nan}
+    found["n_controls"] = n = len(theirs[0])
     if not any(len(f.groups[SAE].get(value, ())) for f in folds):
         return found
+    same = [_n_same(f.matched[RANDOM_SETS][value].sets[:n], f.groups[SAE][value]) for f in folds]
+    found["p_floor"] = (1 + min(same)) / (1 + n)
     found["off_by"] = max(float(np.median(f.matched[RANDOM_SETS][value].error)) for f in folds)
     if found["off_by"] > FAIR:
         return found
     ranks = [rank_p(mine, draws) for mine, draws in zip(own, theirs, strict=True)]
     return found | dict(zip(PS, ranks, strict=True))
+
+
+def _n_same(sets: Sequence[np.ndarray], features: Sequence[int]) -> int:
+    """Return how many sets are the group itself."""
+    return sum(set(s.tolist()) == set(features) for s in sets)
 
 
 def _sides(folds: Sequence[Fold], name: str, at: Sequence[int]) -> list[np.ndarray]:

@@ -58,11 +58,12 @@ def test_matched_sets_do_not_hurt_the_target(spliced, carriers):
     effects, matched = matched_controls(spliced, carriers, 30, np.random.default_rng(0))
     on, _ = effects.on_off()
     assert effects.change["nats"].shape == (30, 4, 4)
-    assert np.abs(on).max() < 0.1
     for value, found in matched.items():
-        assert not any(set(s) & set(carriers[value]) for s in found.sets)
         batch = make_batch("report")
         v = CLASSES.index(value)
+        others = np.array([v not in s for s in found.sets])
+        assert others.mean() > 0.7  # the carrier is one of 24 features that may be drawn
+        assert np.abs(on[others, v]).max() < 0.1
         mine = batch.targets["grating"] == v
         kept = batch.inputs["x"] * batch.inputs["mask"][..., None]
         assert found.wanted[0] == pytest.approx(kept[mine][..., v].sum().item() / 4, rel=1e-5)

@@ -12,18 +12,18 @@ from .toy import CLASSES, HOOK, make_batch
 
 def test_what_is_removed_can_no_longer_be_read(hooked, dimensions, carriers):
     batch = make_batch("report", n_blocks=8)
-    found = probe_after(hooked, dimensions, [batch], carriers, hook=HOOK, controls=3)
+    found = probe_after(hooked, dimensions, [batch], carriers, hook=HOOK, controls=9)
     assert found["removed"].tolist() == ["nothing", *CLASSES, "all values"]
     rows = found.set_index("removed")
     assert rows.loc["nothing", "accuracy"] == 1
     assert rows.loc["all values", "accuracy"] < 0.6
     assert rows.loc["all values", "extra_nats"] > 0.5
     assert rows.loc["nothing", "extra_nats"] == 0
-    assert (rows["extra_nats"][list(CLASSES)] > rows["controls_nats"][list(CLASSES)]).all()
     own = rows.loc[list(CLASSES)]
+    assert own["extra_nats"].mean() > 2 * own["controls_nats"].mean()  # some hold a carrier too
     assert (own["off_by"] <= 0.2).all()
-    assert (own["n_controls"] == 3).all()
-    assert (own["p"] >= 0.25).all()
+    assert (own["n_controls"] == 9).all()
+    assert (own["p"] >= 0.1).all()
     assert own["p_corrected"].to_numpy() == pytest.approx(holm(own["p"].to_numpy()))
     assert np.isnan(rows.loc["all values", "p_corrected"])
 

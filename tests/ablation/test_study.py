@@ -82,9 +82,9 @@ def test_features_that_carry_a_class_are_specific(study):
 
 
 def test_sets_that_cannot_be_matched_get_no_verdict(study):
-    """Nothing but the carriers moves a logit, so no other set has their effect on it."""
+    """Nothing but the carriers moves a logit, so no set without them has their effect on it."""
     logit = study.matching[study.matching["dictionary"] == "logit-matched sets"]
-    assert (logit["share_matched"] == 0).all()
+    assert (logit["share_matched"] < 0.2).all()
     assert pd.isna(row(study, "logit-matched sets")["beaten"])
     assert row(study, "logit-matched sets")["n_judged"] == 0
     assert "on no value do they match within a fifth" in row(study, "sae")["words"]
