@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -277,7 +279,8 @@ def test_units_and_heads_of_a_transformer(small_decoder, grating_recordings, tok
         expected = []
         for batch in parts:
             edited = edit_units(transformer, batch, given)
-            with torch.no_grad(), transformer.intervene(rest):
+            others = transformer.intervene(rest) if rest else nullcontext()
+            with torch.no_grad(), others:
                 logits = task.prediction(transformer.decode(edited), edited.inputs)
             target = batch.targets[task.name].reshape(-1)
             expected.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
