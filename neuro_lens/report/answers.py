@@ -82,7 +82,7 @@ def _dictionary(results: Results) -> Answer | None:
     return Answer(
         "Does the dictionary keep decoding?",
         "Yes" if kept else "In part",
-        f"In every recording above chance, at {numbers}.",
+        f"Wherever a task is decoded above chance, at {numbers}.",
         "good" if kept else "plain",
     )
 
@@ -164,12 +164,14 @@ def _animals(results: Results) -> Answer | None:
     if table is None:
         return None
     row = next(between_ranks(table).itertuples())
+    by_effect = next(between_ranks(table, "effect").itertuples()) if "effect" in table else row
     alpha = results.setting("tuning", "alpha", default=0.05)
-    reachable, shown = row.p_floor <= alpha, row.p <= alpha
+    reachable, shown = row.p_floor <= alpha, by_effect.p <= alpha
     text = (
         f"{row.count:g} features differ for the true split, {number(row.low, 0)} to "
         f"{number(row.high, 0)} for the {row.n_splits - 1} others "
-        f"(p {p_value(row.p, row.p_floor)}; smallest p possible {p_value(row.p_floor)})."
+        f"(by how much they differ p {p_value(by_effect.p, row.p_floor)}; smallest p possible "
+        f"{p_value(row.p_floor)})."
     )
     if is_sur_v1(results):
         text += f" {row.variable.capitalize()} is confounded with the date of imaging."

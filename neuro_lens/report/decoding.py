@@ -183,8 +183,9 @@ def _decoding_grid(summary: pd.DataFrame, n_seeds: int) -> Grid:
 
 
 def above_chance(table: pd.DataFrame) -> pd.Series:
-    """Return for each row of ``sae_eval`` whether most seeds decode its recording above chance."""
-    return table.groupby(["hook", "recording_id"])["beats_chance"].transform("mean") > 0.5
+    """Return for each row of ``sae_eval`` whether most seeds decode its task above chance there."""
+    place = [k for k in ("hook", "recording_id", "task") if k in table]
+    return table.groupby(place)["beats_chance"].transform("mean") > 0.5
 
 
 def spread(mean: float, low: float, high: float) -> str:
