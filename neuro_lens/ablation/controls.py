@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -212,9 +213,9 @@ def match_alive(
     if len(own) == 0:
         wanted = removed.amounts(np.zeros(len(alive), dtype=bool))
         nothing = [np.zeros(0, dtype=int)] * n_sets
-        return Matched(nothing, np.repeat(wanted, n_sets, 0), wanted[0], np.zeros(n_sets))
+        return Matched(nothing, np.repeat(wanted, n_sets, 0), wanted[0], np.zeros(n_sets), own)
     found = matched_sets(removed, own, np.arange(len(alive)), n_sets, rng)
-    return Matched([alive[s] for s in found.sets], found.amounts, found.wanted, found.error)
+    return replace(found, sets=[alive[s] for s in found.sets], own=alive[own])
 
 
 def _set_controls(

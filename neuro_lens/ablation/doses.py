@@ -13,8 +13,8 @@ from ..base import NeuroLensError, as_batch
 from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import Groups, matched_controls
 from .intervals import holm, rank_p
+from .matching import Matched
 from .scene import Effects, Scene, SplicedScene, compare
-from .tables import FAIR
 from .trials import split_recordings
 
 DOSES = (0, 1, 2, 4, 8, 16, 32)
@@ -31,7 +31,8 @@ class DoseResponse(NamedTuple):
         ``auc_on`` (changes), ``share_removed`` (of the value's trials in which anything was
         removed); of removals also ``controls_on`` and ``controls_specificity`` (means over
         matched sets), ``p_on``, ``p_specificity`` (ranks) and both corrected over the values of a
-        dose (Holm), ``off_by`` (relative difference of the median set) and ``n_controls``.
+        dose (Holm), ``p_floor`` (smallest possible p), ``off_by`` (relative difference of the
+        median set) and ``n_controls``.
     areas : DataFrame
         A row per recording and value: ``on_area`` and ``off_area`` (extra nats, the mean over
         doses by the trapezoid rule), and the same of the mean control, ``controls_on``,
@@ -130,19 +131,19 @@ def _removed(spliced: SplicedScene, ranked: Groups, dose: int, controls: int, se
     on, off = (np.concatenate(pair) for pair in zip(effects.on_off(), theirs.on_off(), strict=True))
     for row in rows:
         v = spliced.trials.values.index(row["value"])
-        off_by = float(np.median(matched[row["value"]].error))
-        row |= _ranks(on[:, v], on[:, v] - off[:, v], off_by)
+        row |= _ranks(on[:, v], on[:, v] - off[:, v], matched[row["value"]])
     return _Dose(rows, on, off)
 
 
-def _ranks(on: np.ndarray, specificity: np.ndarray, off_by: float) -> dict[str, Any]:
-    fair = off_by <= FAIR
+def _ranks(on: np.ndarray, specificity: np.ndarray, matched: Matched) -> dict[str, Any]:
+    fair = matched.fair
     return {
         "controls_on": float(on[1:].mean()),
         "controls_specificity": float(specificity[1:].mean()),
         "p_on": rank_p(on[0], on[1:]) if fair else np.nan,
         "p_specificity": rank_p(specificity[0], specificity[1:]) if fair else np.nan,
-        "off_by": off_by,
+        "p_floor": matched.p_floor if fair else np.nan,
+        "off_by": float(np.median(matched.error)),
         "n_controls": len(on) - 1,
     }
 

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+SAME = 1e-6
+"""Difference in nats, or share, below which two outcomes are the same."""
+
 
 def block_weights(
     blocks_t: Sequence | np.ndarray, n_draws: int, rng: np.random.Generator
@@ -124,13 +127,16 @@ def choice_interval(
 def rank_p(value: float, controls: np.ndarray) -> float:
     """Return the share of controls at least as large as ``value``, itself counted.
 
-    ``(1 + n_at_least) / (1 + n)`` (Phipson and Smyth 2010), so never zero.
+    ``(1 + n_at_least) / (1 + n)`` (Phipson and Smyth 2010), so never zero. What differs by less
+    than `SAME`, absolute and relative, is as large: a control that does the same thing may differ
+    in its last bits.
     """
     controls = np.asarray(controls)
     controls = controls[np.isfinite(controls)]
     if len(controls) == 0 or not np.isfinite(value):
         return float("nan")
-    return float((1 + np.sum(controls >= value)) / (1 + len(controls)))
+    least = value - SAME * max(1.0, abs(value))
+    return float((1 + np.sum(controls >= least)) / (1 + len(controls)))
 
 
 def mean_over_folds(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 0.05
+FAIR = 0.2
+"""Relative difference up to which the median set of a control still is one."""
 _PROPOSALS = 16
 _ROUNDS = 1500
 _PATIENCE = 40
@@ -53,12 +55,30 @@ class Matched:
         What the matched set removes.
     error : array, shape (n_sets,)
         Largest relative difference of the amounts; infinite where there are no other features.
+    own : array of int
+        The set to match, of features that take anything away.
     """
 
     sets: list[np.ndarray]
     amounts: np.ndarray
     wanted: np.ndarray
     error: np.ndarray
+    own: np.ndarray
+
+    @property
+    def fair(self) -> bool:
+        """Whether anything is removed, and the median set is off by a fifth at most."""
+        return bool(len(self.own) and np.median(self.error) <= FAIR)
+
+    @property
+    def p_floor(self) -> float:
+        """The smallest p that a rank among the sets can give.
+
+        Sets that are the set to match do no less: one in as many as there are features where it
+        is one feature.
+        """
+        same = sum(np.array_equal(s, self.own) for s in self.sets)
+        return (1 + same) / (1 + len(self.sets))
 
 
 def mass_and_norm(codes_rf: np.ndarray, W_dec: np.ndarray, n_trials: int) -> Removed:
@@ -136,7 +156,8 @@ def matched_sets(
         mask_nf[left[better]] = search.mask_nf[better]
         error_n[left[better]] = search.error_n[better]
     sets = [np.flatnonzero(row) for row in mask_nf]
-    return Matched(sets, removed.amounts(mask_nf), removed.amounts(own)[0], error_n)
+    wanted = removed.amounts(own)[0]
+    return Matched(sets, removed.amounts(mask_nf), wanted, error_n, np.flatnonzero(own))
 
 
 class _Search:

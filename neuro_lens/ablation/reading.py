@@ -18,7 +18,7 @@ from .controls import match_alive
 from .engine import Prefix
 from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .spliced import SplicedTrials
-from .tables import FAIR, N_BOOTSTRAP
+from .tables import N_BOOTSTRAP
 from .trials import Trials, gather_trials, split_recordings
 
 NOTHING, EVERYTHING = "nothing", "all values"
@@ -55,7 +55,7 @@ def probe_after(
         Hook point that is read, at or after the one where features are removed; by default there.
     controls : int
         Random sets that remove as much from the same trials, each read by a probe of its own: no
-        p is below ``1 / (controls + 1)``.
+        p is below ``1 / (controls + 1)``, nor below one over the features for a single one.
     n_folds : int
         Of the cross-validation over repeat blocks.
     seed, variable, hook, task, use_error_term, allow_fit, allow_other_decoder
@@ -68,8 +68,9 @@ def probe_after(
         ``accuracy``, ``chance`` and ``log_loss`` (nats, held out) of the probe, ``extra_nats``
         (more than with nothing removed), ``controls_nats`` (the mean of that over the
         ``n_controls`` matched sets), ``off_by`` (relative difference of the median set), ``p``
-        (rank among them, NaN where the median set is off by more than a fifth) and
-        ``p_corrected`` (Holm, over the values; NaN for all of them at once).
+        (rank among them, NaN where the median set is off by more than a fifth), ``p_floor``
+        (smallest possible p) and ``p_corrected`` (Holm, over the values; NaN for all of them at
+        once).
     """
     scenes = _scenes(
         hooked, sae, batches, groups, (hook, read_at, variable, task), use_error_term, allow_fit,
@@ -91,12 +92,12 @@ def probe_after(
                 mine = scene.mine(removed)
                 matched = match_alive(*scene.spliced.amounts(mine), features, controls, rng)
                 theirs = np.array([scene.probe(s, n_folds)["log_loss"] for s in matched.sets])
-                off_by = float(np.median(matched.error))
                 row |= {
                     "controls_nats": float(theirs.mean() - base["log_loss"]),
                     "n_controls": len(theirs),
-                    "off_by": off_by,
-                    "p": rank_p(found["log_loss"], theirs) if off_by <= FAIR else np.nan,
+                    "off_by": float(np.median(matched.error)),
+                    "p": rank_p(found["log_loss"], theirs) if matched.fair else np.nan,
+                    "p_floor": matched.p_floor if matched.fair else np.nan,
                 }
             rows.append(row)
         table = pd.DataFrame(rows).assign(**scene.origin)

@@ -14,8 +14,9 @@ from ..base import NeuroLensError, as_batch
 from .asked import check_groups, check_sae, find_classification, find_groups_variable
 from .controls import matched_controls
 from .intervals import block_weights, bootstrap_interval, rank_p
+from .matching import FAIR
 from .scene import Effects, Scene, compare
-from .tables import FAIR, N_BOOTSTRAP
+from .tables import N_BOOTSTRAP
 from .trials import split_recordings
 
 

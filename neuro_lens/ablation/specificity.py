@@ -12,7 +12,8 @@ from .contrasts import contrast_interval
 from .controls import RANDOM_SETS, SAE
 from .folds import Contrast, Fold
 from .intervals import block_weights, holm, mean_over_folds, rank_p
-from .tables import FAIR, N_BOOTSTRAP
+from .matching import FAIR
+from .tables import N_BOOTSTRAP
 
 NOT_MATCHED = "no matched control"
 TOO_FEW = "too few controls"
@@ -43,15 +44,15 @@ def specificity_table(folds: Sequence[Fold], seed: int = 0, alpha: float = 0.05)
         folds taken together as `mean_over_folds` does) and the same corrected over the recording's
         values (Holm), ``…_corrected``; ``p_floor`` (the smallest p that its sets could give: a
         set that is the group itself, one in as many as there are features for a group of one,
-        cannot do less); ``off_by`` (largest
-        relative difference of the median matched set in mass and norm on the target trials) and
+        cannot do less); ``off_by`` (largest relative difference of the median matched set in mass
+        and norm on the target trials) and
         ``regime``: ``selective`` (specificity above controls), ``entangled`` (its own trials lose
         more than under controls, and the others as well), ``encoded, specificity not shown`` (its
         own trials alone are shown to, but their lead over the others is not), ``not encoded``
         (neither), or ``no matched control`` where the median set is off by more than a fifth, or
         ``too few controls`` where they, or the features, do not allow a corrected p of ``alpha``,
-        or ``no feature chosen``: nothing is removed then, so nothing is tested. The regimes are
-        those of arXiv 2605.13930, decided here by tests.
+        or ``no feature chosen``, also where none of them fires here: nothing is removed then, so
+        nothing is tested. The regimes are those of arXiv 2605.13930, decided here by tests.
     """
     groups: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
@@ -72,8 +73,7 @@ def regimes(ps: pd.DataFrame, alpha: float = 0.05) -> list[str]:
     alpha : float
     """
     on, off, specificity = (ps[f"{name}_corrected"].to_numpy() for name in PS)
-    n_tested = int(np.isfinite(specificity).sum())
-    too_few = n_tested * ps["p_floor"].to_numpy() > alpha
+    too_few = holm(np.where(np.isnan(specificity), np.nan, ps["p_floor"])) > alpha
     states = [
         (np.isnan(specificity), NOT_MATCHED),
         (too_few, TOO_FEW),
@@ -100,7 +100,7 @@ def _recording(folds: Sequence[Fold], rng: np.random.Generator, alpha: float) ->
     for name in PS:
         table[f"{name}_corrected"] = holm(table[name].to_numpy())
     table["regime"] = regimes(table, alpha)
-    table.loc[table["n_features"] == 0, "regime"] = NO_FEATURE
+    table.loc[table["off_by"].isna() & (table["n_controls"] > 0), "regime"] = NO_FEATURE
     return table
 
 
@@ -138,21 +138,16 @@ def _ranks(
     if any(RANDOM_SETS not in f.matched for f in folds):
         return found
     theirs = _sides(folds, RANDOM_SETS, at)
-    found["n_controls"] = n = len(theirs[0])
-    if not any(len(f.groups[SAE].get(value, ())) for f in folds):
+    found["n_controls"] = len(theirs[0])
+    matched = [f.matched[RANDOM_SETS][value] for f in folds]
+    if not any(len(m.own) for m in matched):
         return found
-    same = [_n_same(f.matched[RANDOM_SETS][value].sets[:n], f.groups[SAE][value]) for f in folds]
-    found["p_floor"] = (1 + min(same)) / (1 + n)
-    found["off_by"] = max(float(np.median(f.matched[RANDOM_SETS][value].error)) for f in folds)
+    found["off_by"] = max(float(np.median(m.error)) for m in matched)
     if found["off_by"] > FAIR:
         return found
+    found["p_floor"] = min(m.p_floor for m in matched)
     ranks = [rank_p(mine, draws) for mine, draws in zip(own, theirs, strict=True)]
     return found | dict(zip(PS, ranks, strict=True))
-
-
-def _n_same(sets: Sequence[np.ndarray], features: Sequence[int]) -> int:
-    """Return how many sets are the group itself."""
-    return sum(set(s.tolist()) == set(features) for s in sets)
 
 
 def _sides(folds: Sequence[Fold], name: str, at: Sequence[int]) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from .controls import match_alive
 from .intervals import block_weights, bootstrap_interval, holm, rank_p
 from .outcomes import log_odds
 from .scene import Scene, SplicedScene
-from .tables import FAIR, N_BOOTSTRAP
+from .tables import N_BOOTSTRAP
 from .trials import split_recordings
 
 
@@ -63,7 +63,7 @@ def sufficiency(
         ``own_nats`` (extra log-loss of these trials), ``controls_odds`` and
         ``controls_answered`` (means), ``p`` and ``p_corrected`` (rank of ``odds`` among the
         ``n_controls``, Holm over values; NaN where the median set is off by more than a fifth),
-        ``off_by``.
+        ``p_floor`` (smallest possible p), ``off_by``.
 
     Raises
     ------
@@ -137,12 +137,12 @@ def _row(
         return row | {"p": np.nan, "n_controls": 0}
     theirs = _outcome(spliced.add(matched.sets, size_pf), classes, spliced, others)
     odds = (theirs[0] - before[0]).mean(1)
-    off_by = float(np.median(matched.error))
     return row | {
         "controls_odds": float(odds.mean()),
         "controls_answered": float(theirs[1].mean()),
-        "p": rank_p(row["odds"], odds) if off_by <= FAIR else np.nan,
-        "off_by": off_by,
+        "p": rank_p(row["odds"], odds) if matched.fair else np.nan,
+        "p_floor": matched.p_floor if matched.fair else np.nan,
+        "off_by": float(np.median(matched.error)),
         "n_controls": len(odds),
     }
 

@@ -19,13 +19,11 @@ from .contrasts import (
 from .controls import BIAS, DIRECTIONS, LOGIT_SETS, RANDOM_SETS, SAE, SHUFFLED
 from .folds import Fold
 from .intervals import block_weights, bootstrap_interval, mean_over_folds, rank_p
-from .matching import TOLERANCE
+from .matching import FAIR, TOLERANCE
 from .outcomes import confusions
 
 FAMILIES = (RANDOM_SETS, DIRECTIONS, LOGIT_SETS, SHUFFLED)
 N_BOOTSTRAP = 4000
-FAIR = 0.2
-"""Relative difference up to which a value's median set counts as a fair control."""
 
 
 def ablation_table(folds: Sequence[Fold]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from .specificity import TOO_FEW
 from .trials import split_recordings
 
 ALPHA = 0.05
-TOO_SMALL = "too few other units"
+TOO_SMALL = "too few units"
 
 
 def driving_units(
@@ -72,7 +72,7 @@ def ablate_units(
     task: str | None = None,
     allow_fit: bool = False,
 ) -> pd.DataFrame:
-    """Leave each value's driving units out of the input, beside as many random other units.
+    """Leave each value's driving units out of the input, beside as many random units.
 
     Parameters
     ----------
@@ -85,7 +85,8 @@ def ablate_units(
     variable : str
         Column of the labels that holds the values.
     controls : int
-        Random sets of other units of the recording, each as large as the driving one.
+        Random sets of units of the recording, each as large as the driving one, whose units are
+        drawn like all others: a rank among sets that leave them out would be too high.
     seed : int
     task, allow_fit
         As in `neuro_lens.ablation.run_interventions`.
@@ -95,10 +96,10 @@ def ablate_units(
     DataFrame
         A row per recording and value: ``n_units`` of ``n_known``, ``on_target``, ``off_target``
         and ``specificity`` (extra nats), ``controls_on`` and ``controls_specificity`` (means),
-        ``p`` (rank of the specificity among the ``n_controls``) and ``p_corrected`` (Holm, over
-        the recording's values), and ``status``: ``tested``, ``too few controls`` for a corrected p
-        of .05, or ``too few other units``: sets would be smaller than the driving one, and there
-        are none, so p is NaN.
+        ``p`` (rank of the specificity among the ``n_controls``), ``p_floor`` (the smallest that
+        could be) and ``p_corrected`` (Holm, over the recording's values), and ``status``:
+        ``tested``, ``too few controls`` for a corrected p of .05, or ``too few units``: the
+        driving ones are more than half of all, so there are no sets and p is NaN.
     """
     parts = [as_batch(b) for b in batches]
     chosen = find_task(hooked, parts, task)
@@ -109,29 +110,32 @@ def ablate_units(
             wanted = part["unit"].tolist()
             for unit in wanted:
                 check_choice("unit of the recording", str(unit), map(str, known))
-            others = [u for u in known if str(u) not in set(map(str, wanted))]
             rng = np.random.default_rng([seed, len(rows)])
+            n_controls = controls if 2 * len(wanted) <= len(known) else 0
+            drawn = [_draw(known, len(wanted), rng) for _ in range(n_controls)]
+            same = sum(set(map(str, one)) == set(map(str, wanted)) for one in drawn)
             sets = {"own": {"units": wanted}}
-            n_controls = controls if len(others) >= len(wanted) else 0
-            for i in range(n_controls):
-                drawn = rng.choice(len(others), len(wanted), replace=False)
-                sets[f"control {i}"] = {"units": [others[k] for k in drawn]}
+            sets |= {f"control {i}": {"units": one} for i, one in enumerate(drawn)}
             table = run_interventions(hooked, own, sets, task=chosen, allow_fit=allow_fit)
             check_choice("label", variable, table.columns)
             rows.append(
                 {"recording_id": recording_id, "value": value, "n_units": len(wanted)}
                 | {"n_known": len(known), "n_controls": n_controls}
+                | {"p_floor": (1 + same) / (1 + n_controls) if n_controls else np.nan}
                 | _sides(table, table[variable] == value)
             )
     found = pd.DataFrame(rows)
     if found.empty:
         raise NeuroLensError("driving names units of none of the batches' recordings")
-    by_recording = found.groupby("recording_id")["p"]
-    least = by_recording.transform("count") / (found["n_controls"] + 1)
+    by_recording = found.groupby("recording_id")
+    corrected, least = (by_recording[c].transform(lambda p: holm(p)) for c in ("p", "p_floor"))
     status = np.where((least > ALPHA) | found["p"].isna(), TOO_FEW, "tested")
-    status = np.where(found["n_units"] > found["n_known"] - found["n_units"], TOO_SMALL, status)
-    corrected = by_recording.transform(lambda p: holm(p.to_numpy()))
+    status = np.where(2 * found["n_units"] > found["n_known"], TOO_SMALL, status)
     return found.assign(p_corrected=corrected, status=status)
+
+
+def _draw(units: Sequence[Any], n: int, rng: np.random.Generator) -> list[Any]:
+    return [units[k] for k in rng.choice(len(units), n, replace=False)]
 
 
 def _sides(table: pd.DataFrame, mine: pd.Series) -> dict[str, float]:

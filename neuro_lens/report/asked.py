@@ -12,7 +12,7 @@ from .confusions import confusion_blocks
 from .order import sequence_blocks
 from .removal import ablated_hooks
 from .responses import dose_blocks, time_blocks
-from .style import interval, number, p_value, plural, value_name
+from .style import floor_of, interval, number, p_value, plural, value_name
 
 Blocks = list[Paragraph | Picture | Grid]
 BOTH_WAYS = (
@@ -47,7 +47,7 @@ def merged(table: pd.DataFrame, by: Sequence[str], ps: Sequence[str] = ()) -> pd
         if name not in by:
             how[name] = (
                 "min" if name.endswith("low") or name == "n_controls"
-                else "max" if name in ps or name.endswith(("high", "off_by"))
+                else "max" if name in ps or name.endswith(("high", "off_by", "p_floor"))
                 else "mean"
             )  # fmt: skip
     return table.groupby(list(by), sort=False, dropna=False).agg(how).reset_index()
@@ -96,7 +96,7 @@ def _sufficiency(results: Results) -> Blocks:
             number(r.answered_before),
             number(r.answered),
             number(r.controls_answered),
-            p_value(r.p, 1 / (r.n_controls + 1)),
+            p_value(r.p, floor_of(r)),
             p_value(r.p_corrected),
         ]
         for r in rows.itertuples()
@@ -126,7 +126,7 @@ def _probe(results: Results) -> Blocks:
             number(r.chance),
             number(r.extra_nats, sign=True),
             number(r.controls_nats, sign=True),
-            p_value(r.p, 1 / (r.n_controls + 1)),
+            p_value(r.p, floor_of(r)),
         ]
         for r in rows.itertuples()
     ]
@@ -140,7 +140,7 @@ def _probe(results: Results) -> Blocks:
     return [Grid(headers, lines, words, text_columns=2)]
 
 
-PROBED = ("controls_nats", "n_controls", "p")
+PROBED = ("controls_nats", "n_controls", "p", "p_floor")
 
 
 def _units(results: Results) -> Blocks:
@@ -157,16 +157,16 @@ def _units(results: Results) -> Blocks:
             number(r.off_target, sign=True),
             number(r.specificity, sign=True),
             number(r.controls_specificity, sign=True),
-            p_value(r.p, 1 / (r.n_controls + 1)),
+            p_value(r.p, floor_of(r)),
             p_value(r.p_corrected),
         ]
         for r in rows.itertuples()
     ]
     headers = ["recording", "value", "units", "on target", "elsewhere", "specificity"]
-    headers += ["other units", "p", "corrected"]
+    headers += ["random units", "p", "corrected"]
     words = (
         "The units that hold half of the attribution of a value's features, left out of the input, "
-        "beside as many random other units: extra nats. Where specificity is as large as that of "
+        "beside as many random units: extra nats. Where specificity is as large as that of "
         "the features, these say no more than the units do. " + BOTH_WAYS
     )
     return [Grid(headers, lines, words, text_columns=2), *_too_few(results, table, "p")]
@@ -204,7 +204,7 @@ def _searched(table: pd.DataFrame) -> Grid:
             number(r.off_target, sign=True),
             number(r.specificity, sign=True),
             number(r.controls_specificity, sign=True),
-            p_value(r.p_specificity, 1 / (r.n_controls + 1)),
+            p_value(r.p_specificity, floor_of(r)),
             p_value(r.p_specificity_corrected),
         ]
         for r in rows.itertuples()
@@ -301,15 +301,17 @@ def _interventions(results: Results) -> Blocks:
 
 
 def _too_few(results: Results, table: pd.DataFrame, p: str) -> list[Paragraph]:
-    """Say where random sets are too few for any corrected p to pass."""
+    """Say where random sets, or what they are drawn from, are too few for any p to pass."""
     alpha = float(results.setting("tuning", "alpha", default=0.05))
     several = ["recording_id", "fold", *({"seed"} & set(table))]
-    tested = table[table[p].notna()].groupby(several)
-    least = (tested[p].size() / (tested["n_controls"].min() + 1)).groupby("recording_id").max()
+    floors = [floor_of(row) for row in table.itertuples()]
+    tested = table.assign(p_floor=floors)[table[p].notna()].groupby(several)
+    least = (tested[p].size() * tested["p_floor"].min()).groupby("recording_id").max()
     return [
         Paragraph(
             f"Nothing can pass {alpha:g} in {name}: {number(min(floor, 1), 3)} is the smallest "
-            "corrected p that so few random sets can give for so many values.",
+            "corrected p that so few random sets, or so few features to draw them from, can give "
+            "for so many values.",
             kind="aside",
         )
         for name, floor in least[least > alpha].items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from .blocks import Grid
-from .style import interval, number, p_value
+from .style import floor_of, interval, number, p_value
 
 
 def regime_grid(table: pd.DataFrame | None, hook: str) -> list[Grid]:
@@ -45,7 +45,7 @@ def regime_grid(table: pd.DataFrame | None, hook: str) -> list[Grid]:
 
 
 def _row(row, several: bool) -> list[str]:
-    floor = 1 / (row.n_controls + 1)
+    floor = floor_of(row)
     return [
         row.recording_id,
         *[str(getattr(row, "seed", ""))] * several,

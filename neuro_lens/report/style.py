@@ -121,6 +121,12 @@ def number(value: Any, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def floor_of(row: Any) -> float:
+    """Return the smallest p that a row's controls can give, from their number where not said."""
+    said = getattr(row, "p_floor", float("nan"))
+    return float(said if said == said else 1 / (row.n_controls + 1))
+
+
 def p_value(p: Any, floor: Any = None) -> str:
     """Write a p, as ``≤`` where it lies at the smallest value that the test could give."""
     if p is None or p != p:

@@ -51,7 +51,7 @@ def multitask(
     """Score every task in each recording on ``report`` windows: the table ``multitask``.
 
     Bare, with the SAE, and without the features of each variable in ``removed``; beside that
-    without ``draws`` random sets of other features that remove as much on the trials, or as many
+    without ``draws`` other random sets of features that remove as much on the trials, or as many
     as differ. Features are chosen on ``select`` trials. Of what could not be chosen, ``left_out``
     says why.
     """
@@ -151,9 +151,10 @@ def random_sets(
 ) -> dict[str, list[RandomSet]]:
     """Return random sets of features that take away as much as the chosen ones on the trials.
 
-    ``draws`` are drawn, and equal ones counted once. Where few other features are left there are
-    fewer sets, and these differ in what they take away: see their ``error``. Where the chosen are
-    more than half of all there are none: most of such a set would be chosen features.
+    ``draws`` are drawn, equal ones counted once and those that are the chosen set left out. Where
+    few other features are left there are fewer sets, and these differ in what they take away: see
+    their ``error``. Where the chosen are more than half of all there are none: most of such a set
+    would be chosen features.
     """
     from ..ablation.matching import mass_and_norm, matched_sets
 
@@ -167,6 +168,7 @@ def random_sets(
         if len(own) and 2 * len(own) <= len(alive) and draws:
             drawn = matched_sets(removed, own, np.arange(len(alive)), draws, rng)
             distinct = dict(zip(map(tuple, drawn.sets), drawn.error, strict=True))
+            distinct.pop(tuple(own), None)
             found[variable] = [
                 RandomSet(alive[list(rows)].tolist(), float(error))
                 for rows, error in distinct.items()

@@ -9,8 +9,9 @@ from scipy import stats
 from neuro_lens.ablation.controls import RANDOM_SETS
 from neuro_lens.ablation.intervals import holm
 from neuro_lens.ablation.specificity import regimes, specificity_table
+from neuro_lens.ablation.study import Settings, _fold
 
-from .toy import CLASSES, one_fold
+from .toy import CLASSES, HOOK, TASKS, D, make_batch, one_fold
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_each_value_beside_its_matched_sets(fold):
     assert ((table["low"] < table["specificity"]) & (table["specificity"] < table["high"])).all()
     theirs = np.subtract(*fold.effects[RANDOM_SETS].on_off())
     for v, row in enumerate(table.itertuples()):
-        reached = (theirs[:, v] >= row.specificity).sum()
+        reached = (theirs[:, v] >= row.specificity - 1e-6).sum()
         assert row.p_specificity == (1 + reached) / 200
     assert table["p_specificity_corrected"].to_numpy() == pytest.approx(
         holm(table["p_specificity"].to_numpy())
@@ -135,3 +136,38 @@ def test_holm_against_its_definition():
     ]
     assert holm(p) == pytest.approx(closed)
     assert stats.rankdata(holm(p)).argmin() == p.argmin()
+
+
+def test_no_p_is_below_what_its_sets_allow(hooked, dimensions, carriers):
+    """Sets that are the group itself count, though another batch gives them other last bits."""
+    for seed in range(4):
+        batch = make_batch("report", seed=seed, n_blocks=6)
+        settings = Settings(HOOK, "direction", TASKS["grating"], controls=99, seed=seed)
+        fold = _fold(hooked, dimensions, [batch], carriers, settings, "given", "m1")
+        table = specificity_table([fold])
+        assert (table["p_floor"] > 0.01).any()
+        assert (table[["p_on", "p_specificity"]].min(axis=1) >= table["p_floor"]).all()
+
+
+def test_features_that_never_fire_here_change_no_test(hooked, dimensions, carriers):
+    """Not the floor, and a group of these alone is not tested."""
+    batch = make_batch("report", n_blocks=8)
+    batch.inputs["x"][..., D - 1] = -1.0
+    settings = Settings(HOOK, "direction", TASKS["grating"], controls=99, seed=0)
+    with_silent = {v: [c, D - 1] for v, [c] in carriers.items()}
+    one, two = (
+        specificity_table([_fold(hooked, dimensions, [batch], g, settings, "given", "m1")])
+        for g in (carriers, with_silent)
+    )
+    same = ["p_floor", "p_on", "p_specificity", "regime"]
+    pd.testing.assert_frame_equal(one[same], two[same])
+    silent = {0.0: [D - 1], 90.0: carriers[90.0]}
+    table = specificity_table([_fold(hooked, dimensions, [batch], silent, settings, "given", "m1")])
+    assert table.set_index("value").loc[0.0, "regime"] == "no feature chosen"
+    assert table.set_index("value").loc[0.0, ["p_on", "p_floor"]].isna().all()
+
+
+def test_a_value_is_judged_where_holm_lets_it_pass():
+    ps = pd.DataFrame({"p_specificity_corrected": [0.004, 0.004, 0.004, 0.02]})
+    ps = ps.assign(p_on_corrected=0.004, p_off_corrected=1.0, p_floor=[0.001, 0.001, 0.001, 0.02])
+    assert regimes(ps) == ["selective"] * 4
