@@ -73,7 +73,8 @@ def harvest_recordings(
         place of one a trial.
     **windows
         ``split``, ``window``, ``trials`` and ``normalise`` of `neuro_lens.recordings.batches`; or
-        of streamed windows ``split``, ``length``, ``step``, ``within`` and ``normalise``.
+        of streamed windows ``split``, ``length``, ``step``, ``within`` and ``normalise``. A decoder
+        with ``fixed_scales`` gets traces as they were recorded.
 
     Returns
     -------
@@ -83,7 +84,8 @@ def harvest_recordings(
     Raises
     ------
     NeuroLensError
-        As :func:`harvest`, and for a decoder or recordings that cannot be read.
+        As :func:`harvest`, for a decoder or recordings that cannot be read, and for windows of
+        trials with another ``normalise`` than None for a decoder with ``fixed_scales``.
     """
     out, decoder, folder = Path(out), Path(decoder).resolve(), Path(recordings).resolve()
     folders = {hooks: out} if isinstance(hooks, str) else {name: out / name for name in hooks}
@@ -93,8 +95,11 @@ def harvest_recordings(
     if recording_ids is None:
         files = _with_trials(files, _trials(streamed, windows))
     parts = out.parent / f".{out.name}.recordings"
+    card = read_json(decoder / CARD)
+    if not streamed and card.get("arguments", {}).get("fixed_scales") is not None:
+        windows = _as_recorded(windows, decoder)
     given: dict[str, Any] = {"batch_size": batch_size, "streamed": streamed, "windows": windows}
-    digest = read_json(decoder / CARD)["hash"]
+    digest = card["hash"]
     if folders and all((name / MANIFEST).is_file() for name in folders.values()):
         stores = _mended(str(decoder), digest, files, out, hooks, **given)
     else:
@@ -146,6 +151,17 @@ def _files(folder: Path, recording_ids: Sequence[str] | None) -> list[Path]:
     for name in names:
         check_choice("recording", name, there, f"{folder} holds {len(there)} recordings")
     return [there[name] for name in names]
+
+
+def _as_recorded(windows: dict[str, Any], decoder: Path) -> dict[str, Any]:
+    """Return the windows of a decoder that was trained on traces as they were recorded."""
+    asked = windows.get("normalise")
+    if asked is not None:
+        raise NeuroLensError(
+            f"normalise is {asked!r}, and the decoder in {decoder} has fixed_scales: it was "
+            "trained on traces as they were recorded; leave normalise out"
+        )
+    return {**windows, "normalise": None}
 
 
 def _trials(streamed: bool, windows: dict[str, Any]) -> str | None:

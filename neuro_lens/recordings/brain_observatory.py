@@ -71,7 +71,8 @@ def read_nwb(
     Returns
     -------
     torch_brain.data.Data
-        Times in seconds of the file's own clock. A session without eye tracking has no ``pupil``.
+        Times in seconds of the file's own clock. A session without eye tracking has no ``pupil``,
+        and one whose pupil size cannot be used has its ``location`` alone.
 
     Raises
     ------
@@ -283,7 +284,12 @@ def _behaviour(file: Any, say: Callable[[str], None]) -> dict[str, IrregularTime
         eye = module["EyeTracking/pupil_location_spherical"]
         place = eye["data"][()].astype(np.float32)
         size = module["PupilTracking/pupil_size/data"][()].astype(np.float32)
-        found["pupil"] = _series(say, "pupil", eye, location=place, size=size)
+        given, times = {"location": place, "size": size}, eye["timestamps"][()]
+        why = _fault("pupil", times, given)
+        if why and not _fault("pupil", times, {"location": place}):
+            say(f"{why}: pupil.size is left out")
+            del given["size"]
+        found["pupil"] = _series(say, "pupil", eye, **given)
     return {name: series for name, series in found.items() if series is not None}
 
 
@@ -292,18 +298,29 @@ def _series(
 ) -> IrregularTimeSeries | None:
     """Return a signal's whole samples; None, having said why, where there are none."""
     times = group["timestamps"][()]
-    lengths = {"times": len(times), **{key: len(value) for key, value in values.items()}}
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{n} {key}" for key, n in lengths.items())
-        say(f"{name} has {said}, where one number was expected, and is left out")
+    why = _fault(name, times, values)
+    if why:
+        say(f"{why}: {name} is left out")
         return None
-    missing = [np.isnan(value).reshape(len(value), -1).any(1) for value in values.values()]
-    there = ~np.any(missing, axis=0)
-    if not there.any():
-        say(f"none of {len(there)} samples of {name} is a number, and it is left out")
-        return None
+    there = _whole(values)
     return torch_brain_module("data").IrregularTimeSeries(
         timestamps=times[there],
         **{key: value[there] for key, value in values.items()},
         domain="auto",
     )
+
+
+def _fault(name: str, times: np.ndarray, values: dict[str, np.ndarray]) -> str:
+    """Say why a signal has no whole sample; nothing where it has one."""
+    lengths = {"times": len(times), **{key: len(value) for key, value in values.items()}}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{n} {key}" for key, n in lengths.items())
+        return f"{name} has {said}, where one number was expected"
+    if not _whole(values).any():
+        return f"none of {len(times)} samples of {name} has a number in {' and '.join(values)}"
+    return ""
+
+
+def _whole(values: dict[str, np.ndarray]) -> np.ndarray:
+    missing = [np.isnan(value).reshape(len(value), -1).any(1) for value in values.values()]
+    return ~np.any(missing, axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ import pandas as pd
 from ..base import Cell, NeuroLensError, check_choice, read_json
 from .stages import ASKED, DURING, PUBLISHED, recordings_with_trials, trial_readouts
 
+HALVES = ("select", "report")
+"""Features are chosen on one and removed on the other."""
+
 
 def check_variables(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
     """Raise for variables to be tested or removed that the trials do not hold or do not vary.
+
+    Also for recordings that an ablation names and whose trials leave one of its halves empty.
 
     Parameters
     ----------
@@ -31,6 +36,9 @@ def check_variables(folder: Path, plan: Sequence[tuple[str, Cell]]) -> None:
     for name in dict.fromkeys(name for params in tuning for name in params["variables"]):
         _check_tested(name, labels)
     for params in [cell.params for stage, cell in plan if stage == "ablation"]:
+        named = [] if params["studied"] == "best" else params["studied"]
+        _check_halves("recordings", named, labels)
+        _check_halves("negative", filter(None, [params["negative"]]), labels)
         _check_removed(params["variable"], params["studied"], labels)
         _check_told(params["variable"], folder, dataset)
 
@@ -44,7 +52,7 @@ def held_out_labels(folder: Path, dataset: Any, window: Sequence[float]) -> pd.D
     for rid in recordings_with_trials(folder, dataset):
         recording = dataset.get_recording(rid)
         table = trial_table(recording, rid, made["trials"])
-        table = table[table["split"].isin(["select", "report"])].reset_index(drop=True)
+        table = table[table["split"].isin(HALVES)].reset_index(drop=True)
         tables.append(with_covariates(table, recording, (window[0], window[1])))
     return pd.concat(tables, ignore_index=True)
 
@@ -60,6 +68,18 @@ def _check_tested(name: str, labels: pd.DataFrame) -> None:
         several_trials(within_recordings(find_variable(labels, name), labels), labels)
     except NeuroLensError as error:
         raise NeuroLensError(f"tuning.variables: {error}") from None
+
+
+def _check_halves(field: str, named: Iterable[str], labels: pd.DataFrame) -> None:
+    """Refuse named recordings without trials in one of the halves that ablation exchanges."""
+    there = set(zip(labels["recording_id"], labels["split"], strict=True))
+    for rid in named:
+        for split in HALVES:
+            if (rid, split) not in there:
+                raise NeuroLensError(
+                    f"ablation.{field} names {rid!r}, which has no {split} trials, where trials in "
+                    f"{' and '.join(HALVES)} were expected; name another recording"
+                )
 
 
 def _check_removed(name: str, studied: str | Sequence[str], labels: pd.DataFrame) -> None:

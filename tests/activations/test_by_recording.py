@@ -110,6 +110,31 @@ def test_recordings_without_the_trials_are_named_and_left_out(stored, tmp_path):
         harvest_recordings(*given[:3], tmp_path / "none", trials="gratings")
 
 
+def test_a_decoder_with_fixed_scales_gets_traces_as_they_were_recorded(
+    stored, small_decoder, tmp_path
+):
+    _, recordings = stored
+    # other than the readouts' own scales nothing is taken of fixed_scales but that it is there
+    decoder = type(small_decoder)(**small_decoder.arguments, fixed_scales={})
+    dataset = load_recordings(recordings)
+    decoder.init_vocabs(dataset)
+    save_decoder(decoder, tmp_path / "fixed")
+    hooked = hook_model(decoder.eval())
+    how, given = {"split": "fit", "batch_size": 10}, (tmp_path / "fixed", recordings, HOOKS[0])
+    with pytest.raises(NeuroLensError, match=r"normalise is 'fit', .*fixed has fixed_scales.* out$"):
+        harvest_recordings(*given, tmp_path / "acts", normalise="fit", **how)
+    with one_thread():
+        expected, scaled = (
+            harvest(hooked, batches(dataset, decoder.tokenize, normalise=n, **how), HOOKS[0]).acts
+            for n in (None, "fit")
+        )
+    store = harvest_recordings(*given, tmp_path / "acts", **how)
+    torch.testing.assert_close(store.acts, expected)
+    assert (expected - scaled).abs().max() > 0.01
+    explicit = harvest_recordings(*given, tmp_path / "explicit", normalise=None, **how)
+    assert torch.equal(explicit.acts, store.acts)
+
+
 def test_streamed_windows_are_harvested_a_cell_a_recording(stored, tmp_path):
     decoder, recordings = stored
     hooked = hook_model(load_decoder(decoder))

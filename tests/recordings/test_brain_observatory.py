@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from neuro_lens.base import NeuroLensError
+from neuro_lens.decoders import multitask_readouts
 from neuro_lens.recordings import load_recordings, unit_table, write_recording
 from neuro_lens.recordings.allen_environment import BRAINSET, download_folder, run_with_allensdk
 from neuro_lens.recordings.brain_observatory import read_nwb, session_facts
 from neuro_lens.recordings.presentations import stimulus_tables
-from neuro_lens.recordings.windows import trial_table
+from neuro_lens.recordings.windows import trial_table, with_covariates
 
 HERE = Path(__file__).parent
 # ids that torch_brain's pipeline knows
@@ -311,17 +312,18 @@ def one_shorter(place):
 
 PIPELINE = "processing/brain_observatory_pipeline/"
 SPEED = f"{PIPELINE}BehavioralTimeSeries/running_speed/data"
-PUPIL = f"{PIPELINE}PupilTracking/pupil_size/data"
+PLACE = f"{PIPELINE}EyeTracking/pupil_location_spherical/data"
+SIZE = f"{PIPELINE}PupilTracking/pupil_size/data"
 SHOWN = "stimulus/presentation/{}_stimulus/{}"
 
 
 @pytest.mark.parametrize(
     ("change", "lost", "says"),
     [
-        (filled_with_nan(PUPIL), {"pupil"}, r"none of \d+ samples of pupil is a number"),
-        (filled_with_nan(SPEED), {"running"}, r"none of \d+ samples of running is a number"),
+        (filled_with_nan(PLACE), {"pupil"}, r"none of \d+ samples of pupil has a number in loc"),
+        (filled_with_nan(SPEED), {"running"}, r"none of \d+ samples of running has a number"),
         (without_rows(SPEED), {"running"}, r"running has \d+ times, 0 running_speed"),
-        (one_shorter(PUPIL), {"pupil"}, r"pupil has (\d+) times, \1 location, \d+ size"),
+        (one_shorter(PLACE), {"pupil"}, r"pupil has (\d+) times, \d+ location, \1 size"),
         *(
             (
                 without_rows(*(SHOWN.format(name, key) for key in ("data", "frame_duration"))),
@@ -349,6 +351,41 @@ def test_what_is_empty_in_a_file_is_left_out_alone_and_said(raw, tmp_path, chang
     for (name, key), value in contents(tmp_path / "whole.h5").items():
         apart = name.split("/")[0] in {*lost, "train_domain", "valid_domain", "test_domain"}
         assert apart or np.array_equal(left[name, key], value)
+
+
+def never_both(file):
+    file[SIZE][::2] = np.nan
+    file[PLACE][1::2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (filled_with_nan(SIZE), r"none of \d+ samples of pupil has a number in location and size"),
+        (never_both, r"none of \d+ samples of pupil has a number in location and size"),
+        (one_shorter(SIZE), r"pupil has (\d+) times, \1 location, \d+ size, where one number .*"),
+        (without_rows(SIZE), r"pupil has (\d+) times, \1 location, 0 size, where one number .*"),
+    ],
+)
+def test_a_pupil_whose_size_cannot_be_used_keeps_its_location(raw, tmp_path, change, says):
+    path, said = tmp_path / "101.nwb", []
+    path.write_bytes(path_of(raw, "three_session_A").read_bytes())
+    with h5py.File(path, "a") as file:
+        change(file)
+        location = file[PLACE][()]
+        times = file[PLACE.replace("/data", "/timestamps")][()]
+    write_recording(read_nwb(path, say=said.append), tmp_path, "101")
+    assert len(said) == 1
+    assert re.search(rf"101\.nwb: {says}: pupil\.size is left out$", said[0])
+    dataset = load_recordings(tmp_path)
+    recording = dataset.get_recording("101")
+    there = ~np.isnan(location).any(1)
+    np.testing.assert_array_equal(recording.pupil.timestamps, times[there])
+    np.testing.assert_allclose(recording.pupil.location, location[there], rtol=1e-6)
+    assert not recording.has_nested_attribute("pupil.size")
+    assert {"pupil_location", "pupil_size"} & set(multitask_readouts(dataset)) == {"pupil_location"}
+    trials = trial_table(recording, "101", "drifting_gratings")
+    assert "pupil" not in with_covariates(trials, recording, (0.0, 2.0))
 
 
 def test_values_that_do_not_fit_their_frames_are_refused(raw, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from neuro_lens.base import NeuroLensError, run_cells
+from neuro_lens.recordings.windows import SPLITS
 from neuro_lens.studies import load_study, plan_cells, run_study
 from neuro_lens.studies.variables import check_variables
 
@@ -51,6 +52,33 @@ def test_what_the_trials_hold_and_the_decoder_tells_is_taken(variables, studied,
 def test_what_cannot_be_tested_or_removed_is_refused(variables, said, folder):
     with pytest.raises(NeuroLensError, match=said):
         check_variables(folder, plan_of(variables))
+
+
+@pytest.fixture(params=["select", "report", "both"])
+def halved(request, folder, tmp_path):
+    """A copy of the recordings in which ``sim01`` has no trials in a part, and that part."""
+    shutil.copytree(folder, tmp_path / "halved")
+    with h5py.File(tmp_path / "halved" / "sim01.h5", "r+") as file:
+        for part in ("select", "report") if request.param == "both" else (request.param,):
+            domain = file[SPLITS[part]]
+            domain["end"][:] = domain["start"][:]
+    return tmp_path / "halved", "select" if request.param == "both" else request.param
+
+
+@pytest.mark.parametrize(
+    ("ablation", "field"),
+    [
+        ({"recordings": ["sim00", "sim01"]}, "recordings"),
+        ({"recordings": "best", "negative": "sim01"}, "negative"),
+    ],
+)
+def test_a_named_recording_without_a_half_is_refused(ablation, field, halved):
+    there, part = halved
+    with pytest.raises(
+        NeuroLensError, match=rf"ablation\.{field} names 'sim01', which has no {part} trials"
+    ):
+        check_variables(there, plan_of(["direction"], **ablation))
+    check_variables(there, plan_of(["direction"], recordings=["sim00"]))
 
 
 @pytest.fixture
