@@ -121,7 +121,7 @@ def test_a_decoder_with_fixed_scales_gets_traces_as_they_were_recorded(
     save_decoder(decoder, tmp_path / "fixed")
     hooked = hook_model(decoder.eval())
     how, given = {"split": "fit", "batch_size": 10}, (tmp_path / "fixed", recordings, HOOKS[0])
-    with pytest.raises(NeuroLensError, match=r"normalise is 'fit', .*fixed has fixed_scales.* out$"):
+    with pytest.raises(NeuroLensError, match=r"normalise is 'fit'.* has fixed_scales.* out$"):
         harvest_recordings(*given, tmp_path / "acts", normalise="fit", **how)
     with one_thread():
         expected, scaled = (
