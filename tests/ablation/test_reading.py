@@ -23,7 +23,7 @@ def test_what_is_removed_can_no_longer_be_read(hooked, dimensions, carriers):
     assert own["extra_nats"].mean() > 2 * own["controls_nats"].mean()  # some hold a carrier too
     assert (own["off_by"] <= 0.2).all()
     assert (own["n_controls"] == 9).all()
-    assert (own["p"] >= 0.1).all()
+    assert (own["p"] >= own["p_floor"]).all()
     assert own["p_corrected"].to_numpy() == pytest.approx(holm(own["p"].to_numpy()))
     assert np.isnan(rows.loc["all values", "p_corrected"])
 
